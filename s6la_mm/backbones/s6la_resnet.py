@@ -1,0 +1,233 @@
+"""S6LA-ResNet: mmdet's ResNet and ResNeXt with a state that runs through the depth of the network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.utils.checkpoint as cp
+from mmdet.models.backbones.resnet import BasicBlock, Bottleneck, ResNet
+from mmdet.models.backbones.resnext import Bottleneck as ResNeXtBottleneck
+from mmdet.models.layers import ResLayer
+from mmengine.model import ModuleDict
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from ..checkpoint import PretrainedMixin
+from ..layers import S6LAMapCell, StateRead, pool_state
+
+
+class _StateBlock:
+    """What a residual block gains: a read of the state beside its first convolution."""
+
+    def __init__(self, *args, state_dim: int, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.read = StateRead(state_dim, self.conv1)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        out = self.relu(self.norm1(self.conv1(x) + self.read(h)))
+        out = self._after_conv1(out)
+        out += x if self.downsample is None else self.downsample(x)
+        return self.relu(out)
+
+
+class StateBasicBlock(_StateBlock, BasicBlock):
+    """mmdet's BasicBlock, reading the state."""
+
+    def _after_conv1(self, out: Tensor) -> Tensor:
+        return self.norm2(self.conv2(out))
+
+
+class StateBottleneck(_StateBlock, Bottleneck):
+    """mmdet's Bottleneck (plugins and DCN included), reading the state."""
+
+    def _after_conv1(self, out: Tensor) -> Tensor:
+        out = self._plug(out, 1)
+        out = self._plug(self.relu(self.norm2(self.conv2(out))), 2)
+        return self._plug(self.norm3(self.conv3(out)), 3)
+
+    def _plug(self, out: Tensor, position: int) -> Tensor:
+        if not self.with_plugins:
+            return out
+        return self.forward_plugin(out, getattr(self, f'after_conv{position}_plugin_names'))
+
+
+class StateResNeXtBottleneck(StateBottleneck, ResNeXtBottleneck):
+    """mmdet's ResNeXt Bottleneck, reading the state."""
+
+
+_STATE_BLOCKS = {BasicBlock: StateBasicBlock, Bottleneck: StateBottleneck, ResNeXtBottleneck: StateResNeXtBottleneck}
+
+
+@MODELS.register_module()
+class S6LAResNet(PretrainedMixin, ResNet):
+    """ResNet with selective state space layer aggregation (S6LA, arXiv 2502.10463).
+
+    A state h of ``state_dim`` channels is created in ``forward``, read by the first convolution of every block and
+    written by one cell per stage after every block, except the last one, which nobody reads after. The readers
+    start at zero, so a new network computes what the plain network computes; all parameters of the plain network keep
+    their names and shapes, and plain checkpoints load through ``init_cfg``.
+
+    Every option of :class:`mmdet.models.ResNet` keeps its meaning: ``style``, ``deep_stem``, ``avg_down``, ``strides``,
+    ``dilations``, ``out_indices``, ``frozen_stages`` (which freezes the readers and the cell of a stage with it),
+    ``norm_cfg``, ``norm_eval``, ``with_cp`` (which covers block, read and write), ``dcn``, ``plugins``, ``init_cfg``.
+
+    Args:
+        depth (int): One of 18, 34, 50, 101, 152.
+        state_dim (int): Channels N of the state. Defaults to 32.
+        discretization (str): ``'euler'`` or ``'zoh'``. Defaults to ``'euler'``.
+        input_norm (str, optional): Norm of what is written, ``'rms'`` or None. Defaults to ``'rms'``.
+        stage_with_state (Sequence[bool], optional): Which stages read and write; the state is carried through the
+            others. Defaults to all.
+        out_state (bool): Return the state, (batch, N, H, W) at the last stage's resolution, after the feature maps.
+            The last block writes too, then. Defaults to False.
+        groups (int): Groups of the 3 × 3 convolutions; more than 1 makes a ResNeXt. Defaults to 1.
+        base_width (int): Width of a ResNeXt group at 64 base channels. Defaults to 4.
+        **kwargs: Options of :class:`mmdet.models.ResNet`.
+
+    Raises:
+        ValueError: If an option has a value that is not allowed; the message names option, value and allowed values.
+
+    Example:
+        >>> import torch
+        >>> backbone = S6LAResNet(depth=18).eval()
+        >>> for out in backbone(torch.rand(1, 3, 33, 65)):
+        ...     print(tuple(out.shape))
+        (1, 64, 9, 17)
+        (1, 128, 5, 9)
+        (1, 256, 3, 5)
+        (1, 512, 2, 3)
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        *,
+        state_dim: int = 32,
+        discretization: str = 'euler',
+        input_norm: str | None = 'rms',
+        stage_with_state: Sequence[bool] | None = None,
+        out_state: bool = False,
+        groups: int = 1,
+        base_width: int = 4,
+        **kwargs,
+    ) -> None:
+        num_stages = kwargs.get('num_stages', 4)
+        if stage_with_state is None:
+            stage_with_state = (True,) * num_stages
+        _check_options(self.arch_settings, depth, num_stages, stage_with_state, groups, kwargs)
+        # The base class builds the stages in its constructor and needs these there.
+        self.state_dim = state_dim
+        self.stage_with_state = tuple(stage_with_state)
+        self.out_state = out_state
+        self.groups = groups
+        self.base_width = base_width
+        super().__init__(depth, **kwargs)
+        self.initial_state = nn.Parameter(torch.zeros(state_dim))
+        self.cells = ModuleDict(
+            {
+                name: S6LAMapCell(
+                    self.base_channels * 2**stage * self.block.expansion, state_dim, discretization, input_norm
+                )
+                for stage, name in enumerate(self.res_layers)
+                if any(self._writes(stage, block) for block in range(self.stage_blocks[stage]))
+            }
+        )
+        self._freeze_stages()
+
+    def make_res_layer(self, block: type, **kwargs) -> ResLayer:
+        """Builds a stage, out of blocks that read the state where the stage carries it."""
+        if self.groups > 1:
+            block = ResNeXtBottleneck
+            kwargs.update(groups=self.groups, base_width=self.base_width, base_channels=self.base_channels)
+        if self.stage_with_state[len(self.res_layers)]:
+            block = _STATE_BLOCKS[block]
+            kwargs.update(state_dim=self.state_dim)
+        return ResLayer(block=block, **kwargs)
+
+    def _writes(self, stage: int, block: int) -> bool:
+        """Whether a block's output is written: a write that nothing reads after would have no gradient."""
+        if not self.stage_with_state[stage]:
+            return False
+        is_last_reader = block == self.stage_blocks[stage] - 1 and not any(self.stage_with_state[stage + 1 :])
+        return self.out_state or not is_last_reader
+
+    def _freeze_stages(self) -> None:
+        super()._freeze_stages()
+        if not hasattr(self, 'cells'):  # the base constructor calls this before they exist, ours once they do
+            return
+        frozen = [name for name in self.res_layers[: max(self.frozen_stages, 0)] if name in self.cells]
+        for name in frozen:
+            self.cells[name].requires_grad_(False)
+        if frozen:
+            # Else the frozen stages, which read the initial state, would need a backward pass.
+            self.initial_state.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> S6LAResNet:
+        """Like the base class, but returns self as ``nn.Module.train`` promises."""
+        super().train(mode)
+        return self
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Computes the feature maps.
+
+        Args:
+            x (Tensor): Images, (batch, in_channels, H, W), any H and W.
+
+        Returns:
+            tuple[Tensor, ...]: Feature maps of the stages in ``out_indices``, then the state if ``out_state``.
+        """
+        x = self.stem(x) if self.deep_stem else self.relu(self.norm1(self.conv1(x)))
+        x = self.maxpool(x)
+        h = self.initial_state.view(1, -1, 1, 1).expand(x.shape[0], -1, *x.shape[2:])
+        outs = []
+        for stage, name in enumerate(self.res_layers):
+            for index, block in enumerate(getattr(self, name)):
+                cell = self.cells[name] if self._writes(stage, index) else None
+                if self.with_cp and torch.is_grad_enabled():
+                    x, h = cp.checkpoint(self._layer, block, cell, x, h, use_reentrant=False)
+                else:
+                    x, h = self._layer(block, cell, x, h)
+            if stage in self.out_indices:
+                outs.append(x)
+        return (*outs, h) if self.out_state else tuple(outs)
+
+    @staticmethod
+    def _layer(block: nn.Module, cell: S6LAMapCell | None, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """One layer of the network: the block reads the state, the state is pooled, the cell writes to it."""
+        x = block(x, h) if isinstance(block, _StateBlock) else block(x)
+        h = pool_state(h, block.stride)
+        return x, (h if cell is None else cell(x, h))
+
+
+def _check_options(
+    arch_settings: dict, depth: int, num_stages: int, stage_with_state: Sequence[bool], groups: int, kwargs: dict
+) -> None:
+    """Raises a ValueError on option values that the base class would answer with an assertion without words."""
+
+    def require(condition: bool, name: str, value: object, allowed: str) -> None:
+        if not condition:
+            raise ValueError(f'{name}={value!r} is not allowed: it must be {allowed}')
+
+    require(depth in arch_settings, 'depth', depth, f'one of {tuple(arch_settings)}')
+    require(num_stages in (1, 2, 3, 4), 'num_stages', num_stages, '1, 2, 3 or 4')
+    require(
+        kwargs.get('style', 'pytorch') in ('pytorch', 'caffe'), 'style', kwargs.get('style'), "'pytorch' or 'caffe'"
+    )
+    per_stage = dict(strides=(1, 2, 2, 2), dilations=(1, 1, 1, 1)) | kwargs | dict(stage_with_state=stage_with_state)
+    for name in ('strides', 'dilations', 'stage_with_state'):
+        require(len(per_stage[name]) == num_stages, name, per_stage[name], f'of length num_stages={num_stages}')
+    if kwargs.get('dcn') is not None:
+        flags = kwargs.get('stage_with_dcn', (False,) * 4)
+        require(len(flags) == num_stages, 'stage_with_dcn', flags, f'of length num_stages={num_stages}')
+    out_indices = tuple(kwargs.get('out_indices', (0, 1, 2, 3)))
+    stages = range(num_stages)
+    require(set(out_indices) <= set(stages), 'out_indices', out_indices, f'stages out of {tuple(stages)}')
+    frozen = kwargs.get('frozen_stages', -1)
+    require(-1 <= frozen <= num_stages, 'frozen_stages', frozen, f'between -1 and num_stages={num_stages}')
+    require(any(stage_with_state), 'stage_with_state', stage_with_state, "True somewhere (else use mmdet's ResNet)")
+    has_bottlenecks = arch_settings[depth][0] is Bottleneck
+    require(groups == 1 or has_bottlenecks, 'groups', groups, f'1 at depth {depth}: ResNeXt starts at depth 50')
+    for name in ('plugins', 'dcn'):
+        value = kwargs.get(name)
+        require(value is None or has_bottlenecks, name, value, f'None at depth {depth}: it needs depth 50 or more')

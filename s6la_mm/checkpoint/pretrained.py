@@ -1,0 +1,112 @@
+"""``init_cfg=dict(type='Pretrained', ...)`` for S6LA backbones: everything that should match must match.
+
+mmengine loads what fits and warns about the rest, so a ResNet-50 file in a ResNet-101 goes by in a log. Here new S6LA
+parameters and layers that no plain checkpoint can hold may be missing; anything else is an error.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from mmengine.logging import print_log
+from mmengine.model import update_init_info
+from mmengine.runner import CheckpointLoader
+from torch import Tensor, nn
+
+from ..layers import S6LAMapCell, StateRead
+
+
+class PretrainedMixin:
+    """Makes a backbone load ``Pretrained`` init_cfgs through :func:`load_pretrained`; put it before the base class."""
+
+    def init_weights(self) -> None:
+        """Initialises like the base class, then loads the checkpoint of ``init_cfg`` if it names one."""
+        if self.is_init:
+            return super().init_weights()  # which warns
+        init_cfg = self.init_cfg
+        cfgs = [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg or [])
+        pretrained = [cfg for cfg in cfgs if cfg['type'] == 'Pretrained']
+        self.init_cfg = [cfg for cfg in cfgs if cfg not in pretrained]
+        super().init_weights()
+        self.init_cfg = init_cfg
+        for cfg in pretrained:
+            load_pretrained(self, **{key: value for key, value in cfg.items() if key != 'type'})
+            if hasattr(self, '_params_init_info'):  # absent when this backbone is the root of init_weights
+                update_init_info(self, init_info=f'Pretrained from {cfg["checkpoint"]}, or new')
+
+
+def load_pretrained(
+    module: nn.Module, checkpoint: str, prefix: str | None = None, map_location: str = 'cpu'
+) -> list[str]:
+    """Loads a checkpoint of the plain or of the S6LA network into an S6LA backbone, and logs what happened.
+
+    Args:
+        module (nn.Module): The backbone.
+        checkpoint (str): Path, URL or ``torchvision://resnet50``: anything mmengine's CheckpointLoader takes.
+        prefix (str, optional): Where the backbone is in a whole model. Defaults to None: ``'backbone.'`` if any key
+            starts with it (mmdet, mmseg and mmpretrain files), else the top level.
+        map_location (str): Defaults to ``'cpu'``.
+
+    Returns:
+        list[str]: Keys of ``module`` that the file does not have: the new parameters.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the checkpoint is of another architecture, or has values that are not finite.
+    """
+    state_dict = CheckpointLoader.load_checkpoint(checkpoint, map_location=map_location, logger='current')
+    state_dict = state_dict.get('state_dict', state_dict)
+    if prefix is None:
+        prefix = 'backbone.' if any(key.startswith('backbone.') for key in state_dict) else ''
+    source = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
+    target = module.state_dict()
+
+    reshaped = [k for k in target if k in source and source[k].shape != target[k].shape]
+    missing = [k for k in target if k not in source and not k.endswith('num_batches_tracked')]
+    new = [k for k in missing if k.startswith(_new_prefixes(module))]
+    left_out = [k for k in source if k not in target]
+    # A head is left out as expected; a block that the backbone does not have means another depth.
+    foreign = [k for k in left_out if k.split('.')[0] in {t.split('.')[0] for t in target if '.' in t}]
+    problems = {
+        'other shape': [f'{k} {tuple(source[k].shape)} against {tuple(target[k].shape)}' for k in reshaped],
+        'missing from the checkpoint': [k for k in missing if k not in new],
+        'not in the backbone': foreign,
+    }
+    if any(problems.values()):
+        raise ValueError(
+            f'{checkpoint} (prefix {prefix!r}) does not fit {type(module).__name__}: '
+            + '; '.join(f'{len(keys)} {what}: {_shortened(keys)}' for what, keys in problems.items() if keys)
+            + '. Set depth, groups, deep_stem, in_channels, state_dim ... to those of the checkpoint, or give '
+            'init_cfg the checkpoint of this architecture (prefix=... if the backbone is a part of a larger model).'
+        )
+    not_finite = [k for k, v in source.items() if k in target and v.is_floating_point() and not v.isfinite().all()]
+    if not_finite:
+        raise ValueError(f'{checkpoint} has NaN or Inf in {len(not_finite)} tensors: {_shortened(not_finite)}')
+
+    matched: dict[str, Tensor] = {k: v for k, v in source.items() if k in target}
+    module.load_state_dict(matched, strict=False)
+    print_log(
+        f'{type(module).__name__}: {len(matched)} tensors loaded from {checkpoint}; {len(new)} new: {_shortened(new)}; '
+        f'{len(left_out)} left out: {_shortened(left_out)}',
+        logger='current',
+        level=logging.INFO,
+    )
+    return new
+
+
+def _new_prefixes(module: nn.Module) -> tuple[str, ...]:
+    """Starts of the keys that a plain checkpoint cannot have: S6LA's parameters, plugins and the offsets of a DCN."""
+    prefixes = ['initial_state']
+    for name, child in module.named_modules():
+        if isinstance(child, (S6LAMapCell, StateRead)) or name.endswith('.conv_offset'):
+            prefixes.append(f'{name}.')
+        if getattr(child, 'with_plugins', False):
+            plugins = [p for i in (1, 2, 3) for p in getattr(child, f'after_conv{i}_plugin_names')]
+            prefixes += [f'{name}.{plugin}.' for plugin in plugins]
+    return tuple(prefixes)
+
+
+def _shortened(keys: Iterable[str], limit: int = 6) -> str:
+    keys = list(keys)
+    return ', '.join(keys[:limit]) + (f' and {len(keys) - limit} more' if len(keys) > limit else '') if keys else 'none'

@@ -1,0 +1,163 @@
+"""The convolutional S6LA cell: how a stage's blocks read the state, and how their outputs are written to it.
+
+It knows feature maps, not backbones. The equations are the steps 1, 3 and 4 of a block in the project's definition
+of S6LA (after Liu et al., "From Layers to States", ICLR 2025, arXiv 2502.10463).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from ..ops import DISCRETIZATIONS, selective_update
+
+INPUT_NORMS = ('rms', None)
+
+
+class StateRead(nn.Conv2d):
+    """A block's view of the state: a bias-free convolution that is added to the block's first convolution.
+
+    A convolution of the concatenation [x, h] is the sum of two convolutions, so ``conv1(x) + read(h)`` reads the
+    state without concatenating anything and without changing the shape or name of ``conv1``. It starts at zero: a
+    new S6LA network computes what the plain network computes.
+
+    Args:
+        state_dim (int): Channels N of the state.
+        conv (nn.Conv2d): The block's first convolution, whose geometry the read copies.
+
+    Example:
+        >>> import torch
+        >>> conv1 = nn.Conv2d(64, 128, 3, stride=2, padding=1)
+        >>> StateRead(32, conv1)(torch.rand(2, 32, 15, 20)).shape
+        torch.Size([2, 128, 8, 10])
+    """
+
+    def __init__(self, state_dim: int, conv: nn.Conv2d) -> None:
+        super().__init__(
+            state_dim,
+            conv.out_channels,
+            conv.kernel_size,
+            stride=conv.stride,
+            padding=conv.padding,
+            dilation=conv.dilation,
+            bias=False,
+        )
+
+    def reset_parameters(self) -> None:
+        """Sets the weight to zero, at construction too."""
+        nn.init.zeros_(self.weight)
+
+    def init_weights(self) -> None:
+        """Called by mmengine after a parent's ``init_cfg``, which would otherwise have the last word."""
+        self.reset_parameters()
+
+
+class S6LAMapCell(BaseModule):
+    r"""Writes a block's output to the state, selectively: the write step of S6LA for feature maps.
+
+    With the block's output :math:`X` and the state :math:`h` (at the resolution of :math:`X`)::
+
+        u = RMSNorm(W_u X)        Δ = softplus(W_Δ u + b_Δ)        B = W_B u
+        h' = exp(Δ A) ⊙ h + Δ ⊙ B ⊙ u                              ('euler'; see s6la_mm.ops)
+
+    The norm runs over the N channels of each pixel. It bounds the product B ⊙ u, which is quadratic in the features.
+    ``A_log``, ``dt_bias`` and the norm's gain must not be weight-decayed (``configs/_base_/schedules`` say so).
+
+    Args:
+        in_channels (int): Channels D of the block's output.
+        state_dim (int): Channels N of the state. Defaults to 32.
+        discretization (str): ``'euler'`` or ``'zoh'``. Defaults to ``'euler'``.
+        input_norm (str, optional): ``'rms'`` or None. Defaults to ``'rms'``.
+        dt_range (tuple[float, float]): softplus(b_Δ) starts log-uniform in this range. Defaults to (1e-3, 1e-1).
+
+    Raises:
+        ValueError: If an argument is not one of its allowed values.
+
+    Example:
+        >>> import torch
+        >>> cell = S6LAMapCell(in_channels=256, state_dim=32)
+        >>> cell(torch.rand(2, 256, 14, 14), torch.zeros(2, 32, 14, 14)).shape
+        torch.Size([2, 32, 14, 14])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        state_dim: int = 32,
+        discretization: str = 'euler',
+        input_norm: str | None = 'rms',
+        dt_range: tuple[float, float] = (1e-3, 1e-1),
+    ) -> None:
+        super().__init__()
+        if not isinstance(state_dim, int) or state_dim < 1:
+            raise ValueError(f'state_dim={state_dim!r} must be a positive integer')
+        if discretization not in DISCRETIZATIONS:
+            raise ValueError(f'discretization={discretization!r} is not one of {DISCRETIZATIONS}')
+        if input_norm not in INPUT_NORMS:
+            raise ValueError(f'input_norm={input_norm!r} is not one of {INPUT_NORMS}')
+        if not 0 < dt_range[0] <= dt_range[1]:
+            raise ValueError(f'dt_range={dt_range!r} must be two positive numbers, the smaller one first')
+        self.discretization = discretization
+        self.dt_range = dt_range
+        self.in_proj = nn.Conv2d(in_channels, state_dim, 1, bias=False)
+        self.input_norm = nn.RMSNorm(state_dim) if input_norm == 'rms' else None
+        self.dt_proj = nn.Conv2d(state_dim, state_dim, 1, bias=False)
+        self.B_proj = nn.Conv2d(state_dim, state_dim, 1, bias=False)
+        self.A_log = nn.Parameter(torch.empty(state_dim))
+        self.dt_bias = nn.Parameter(torch.empty(state_dim))
+        self._reset_state_parameters()
+
+    def _reset_state_parameters(self) -> None:
+        with torch.no_grad():
+            # S4D-real: A_n = −(n + 1).
+            self.A_log.copy_(torch.arange(1, self.A_log.numel() + 1).log())
+            low, high = (math.log(dt) for dt in self.dt_range)
+            dt = torch.empty_like(self.dt_bias).uniform_(low, high).exp()
+            # The inverse of softplus, written so that small dt keep their digits.
+            self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+
+    def init_weights(self) -> None:
+        """Initialises the cell; a parent's ``init_cfg`` (Kaiming on every Conv2d) does not get the last word."""
+        super().init_weights()
+        for proj in (self.in_proj, self.dt_proj, self.B_proj):
+            proj.reset_parameters()
+        if self.input_norm is not None:
+            self.input_norm.reset_parameters()
+        self._reset_state_parameters()
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        """Returns the next state.
+
+        Args:
+            x (Tensor): The block's output, (batch, D, H, W).
+            h (Tensor): State, (batch, N, H, W); it keeps its own dtype under autocast.
+
+        Returns:
+            Tensor: Next state, (batch, N, H, W), in the dtype of ``h``.
+        """
+        u = self.in_proj(x)
+        if self.input_norm is not None:
+            # Channels last is where nn.RMSNorm normalises, and float32 is what its mean of squares needs.
+            u = self.input_norm(u.permute(0, 2, 3, 1).float()).permute(0, 3, 1, 2)
+        return selective_update(
+            h,
+            u,
+            self.dt_proj(u),
+            -self.A_log.float().exp(),
+            self.B_proj(u),
+            dt_bias=self.dt_bias.float(),
+            dt_softplus=True,
+            discretization=self.discretization,
+        )
+
+
+def pool_state(h: Tensor, stride: int) -> Tensor:
+    """Average-pools the state (batch, N, H, W) to what a convolution of that stride makes of H × W.
+
+    Windows lie where the strided convolution samples and are cut at the border, so an odd size gives ⌈H / stride⌉.
+    """
+    return h if stride == 1 else F.avg_pool2d(h, stride, stride, ceil_mode=True, count_include_pad=False)
