@@ -1,0 +1,3 @@
+_base_ = ['mmdet::_base_/schedules/schedule_2x.py', './no_state_decay.py']
+
+optim_wrapper = dict(paramwise_cfg={{_base_.no_state_decay}})

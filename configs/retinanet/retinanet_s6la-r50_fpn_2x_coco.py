@@ -1,0 +1,9 @@
+_base_ = [
+    'mmdet::_base_/models/retinanet_r50_fpn.py',
+    '../_base_/datasets/coco_detection.py',
+    '../_base_/schedules/schedule_2x.py',
+    '../_base_/default_runtime.py',
+    'mmdet::retinanet/retinanet_tta.py',
+]
+model = dict(backbone=dict(type='S6LAResNet'))
+optim_wrapper = dict(optimizer=dict(lr=0.01))
