@@ -1,0 +1,52 @@
+"""Packaging of s6la_mm: `pip install .` or `pip install -e .`, where torch and the OpenMMLab packages are."""
+
+import runpy
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+
+# Hard requirements have one distribution name wherever they come from. The OpenMMLab packages do not: the
+# originals (mmcv, mmdet, ...) and their maintained forks (onedl-mmcv, onedl-mmdetection, ...) give the same
+# import names, so naming one here would pull it in on top of the other. s6la_mm/environment.py looks at what
+# can be imported instead. torch 2.6 is the first whose safe globals take names (s6la_mm/checkpoint).
+INSTALL_REQUIRES = ['torch>=2.6', 'torchvision', 'numpy', 'matplotlib', 'pycocotools']
+
+# The extras name the originals. mmcv is in none of them: pip alone would install it without its compiled ops
+# (requirements/mmcv.txt has the command that compiles them). setuptools 81 removed pkg_resources, which the
+# originals import.
+MMDET = ['mmengine>=0.10.3,<1', 'mmdet>=3.3,<3.4', 'setuptools<81']
+MMSEG = [*MMDET, 'mmsegmentation>=1.2,<1.3', 'ftfy', 'regex']
+MMPRETRAIN = [*MMDET, 'mmpretrain>=1.2,<1.3', 'importlib_metadata']
+TESTS = ['pytest']
+EXTRAS = {
+    'mmdet': MMDET,
+    'mmseg': MMSEG,
+    'mmpretrain': MMPRETRAIN,
+    'all': sorted({*MMSEG, *MMPRETRAIN}),
+    'tests': TESTS,
+    'dev': [*TESTS, 'ruff', 'pre-commit'],
+}
+
+
+setup(
+    name='s6la_mm',
+    version=runpy.run_path(str(ROOT / 's6la_mm' / 'version.py'))['__version__'],
+    description='Backbones with selective state space layer aggregation (S6LA) for OpenMMLab',
+    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    classifiers=[
+        'Development Status :: 4 - Beta',
+        'Intended Audience :: Science/Research',
+        'Operating System :: POSIX :: Linux',
+        'Programming Language :: Python :: 3',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+    ],
+    packages=find_packages(include=['s6la_mm', 's6la_mm.*']),
+    python_requires='>=3.9',
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS,
+    zip_safe=False,
+)
