@@ -1,0 +1,66 @@
+"""What mmengine leaves out for machines without an accelerator: bfloat16 autocast and several processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.model import MMDistributedDataParallel
+from mmengine.optim import OptimWrapper
+from mmengine.registry import MODEL_WRAPPERS, OPTIM_WRAPPERS
+from torch import nn
+
+from . import UsageError
+
+
+@OPTIM_WRAPPERS.register_module()
+class CPUAmpOptimWrapper(OptimWrapper):
+    """``OptimWrapper`` whose forward passes run under bfloat16 autocast on the CPU.
+
+    mmengine's ``AmpOptimWrapper`` refuses to start without an accelerator. bfloat16 has float32's range, so
+    there is no loss scaling.
+    """
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """See ``OptimWrapper.optim_context``."""
+        with super().optim_context(model), torch.autocast('cpu', dtype=torch.bfloat16):
+            yield
+
+
+@MODEL_WRAPPERS.register_module()
+class CPUDistributedDataParallel(MMDistributedDataParallel):
+    """``MMDistributedDataParallel`` without mmengine's ``device_ids``, which a CPU model refuses."""
+
+    def __init__(self, module: nn.Module, device_ids: list[int] | None = None, **kwargs) -> None:
+        super().__init__(module=module, **kwargs)
+
+
+def init_cpu_process_group(cfg: Config) -> None:
+    """On a machine without an accelerator, let ``torchrun`` processes work together through gloo.
+
+    mmengine's own start calls ``torch.cuda.set_device``; it is skipped where a process group exists already.
+
+    Args:
+        cfg: config with ``launcher`` set; its ``model_wrapper_cfg`` is changed in place where needed.
+
+    Raises:
+        UsageError: for the launchers that are for accelerators only.
+    """
+    if cfg.launcher == 'none' or get_device() != 'cpu':
+        return
+    if cfg.launcher != 'pytorch':
+        raise UsageError(
+            f'launcher={cfg.launcher!r} needs an accelerator, and none was found: check --gres, or use '
+            "launcher='pytorch' (tools/dist_train.sh) for CPU processes"
+        )
+    torch.distributed.init_process_group('gloo')
+    wrapper = cfg.setdefault('model_wrapper_cfg', None) or dict(
+        broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False)
+    )
+    if wrapper.get('type', 'MMDistributedDataParallel') == 'MMDistributedDataParallel':
+        wrapper['type'] = 'CPUDistributedDataParallel'
+    cfg.model_wrapper_cfg = wrapper

@@ -1,0 +1,111 @@
+"""Parameters and FLOPs of a config's model by part, with the share of S6LA on its own row."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import s6la_mm  # noqa: F401  (registers the backbones)
+from s6la_mm.layers import S6LAMapCell, StateRead
+from s6la_mm.utils.cli import add_cfg_options, clear_errors, load_config
+
+
+def parse_args() -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        '--shape', type=int, nargs='+', default=[800, 1344], help='input height and width (default: 800 1344)'
+    )
+    add_cfg_options(parser)
+    args = parser.parse_args()
+    if len(args.shape) > 2 or min(args.shape) < 1:
+        parser.error(f'--shape {args.shape} must be one or two positive numbers: height and width')
+    return args
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """Builds the model of a config in evaluation mode, without loading weights."""
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    return revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
+
+
+def run_model(model: nn.Module, height: int, width: int) -> None:
+    """One forward pass of one image; two-stage detectors go through their heads with random proposals."""
+    inputs = torch.rand(1, 3, height, width)
+    data_samples = None
+    if hasattr(model, 'rpn_head'):  # a two-stage detector asks where the image ends
+        from mmdet.structures import DetDataSample
+
+        shape = (height, width)
+        data_samples = [
+            DetDataSample(
+                metainfo=dict(img_shape=shape, ori_shape=shape, batch_input_shape=shape, scale_factor=(1.0, 1.0))
+            )
+        ]
+    with torch.no_grad():
+        model(inputs, data_samples, mode='tensor')
+
+
+def count(model: nn.Module, height: int, width: int) -> list[tuple[str, int, int]]:
+    """Counts by part of the model.
+
+    Returns:
+        list[tuple[str, int, int]]: Rows of name, parameters and FLOPs. A multiply-add counts once, as in OpenMMLab's
+            tables; convolutions and matrix products count, element-wise operations do not.
+    """
+    counter = FlopCounterMode(display=False)
+    with counter:
+        run_model(model, height, width)
+    # FlopCounterMode counts multiply and add, and names modules by their path below the class of the root.
+    flops = {
+        path.partition('.')[2]: sum(ops.values()) // 2 for path, ops in counter.get_flop_counts().items() if '.' in path
+    }
+    total = sum(counter.get_flop_counts()['Global'].values()) // 2
+    parameters = dict(model.named_parameters())
+
+    def flops_of(name: str) -> int:
+        if name in flops:
+            return flops[name]
+        # A part whose own forward is not called (a RoI head) is the sum of its children.
+        return sum(flops_of(f'{name}.{child}') for child, _ in model.get_submodule(name).named_children())
+
+    def row(label: str, modules: list[str], single_parameters: list[str]) -> tuple[str, int, int]:
+        prefixes = tuple(f'{name}.' for name in modules)
+        selected = [p for key, p in parameters.items() if key in single_parameters or key.startswith(prefixes)]
+        return label, sum(p.numel() for p in selected), sum(flops_of(name) for name in modules)
+
+    rows = []
+    for name, part in model.named_children():
+        rows.append(row(name, [name], []))
+        state = [f'{name}.{path}' for path, m in part.named_modules() if isinstance(m, (S6LAMapCell, StateRead))]
+        if state:
+            rows.append(row('  of it S6LA', state, [f'{name}.initial_state']))
+    rows = [r for r in rows if r[1] or r[2]]
+    return [*rows, ('whole model', sum(p.numel() for p in parameters.values()), total)]
+
+
+def main() -> None:
+    """Prints the table."""
+    args = parse_args()
+    with clear_errors():
+        cfg = load_config(args.config, args.cfg_options)
+    with clear_errors(cfg):
+        model = build_model(cfg)
+        height, width = args.shape[0], args.shape[-1]
+        rows = count(model, height, width)
+    print(f'{args.config}, one image of {height} × {width}')
+    print(f'{"part":<16}{"parameters":>14}{"GFLOPs":>12}')
+    for name, parameters, flops in rows:
+        print(f'{name:<16}{parameters / 1e6:>12.3f} M{flops / 1e9:>12.2f}')
+    print('A multiply-add is one FLOP; element-wise operations are not counted.')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,171 @@
+"""Run a trained model on images: pictures with boxes, masks or classes, and a JSON file for each image."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import mmcv
+import mmengine
+import numpy as np
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+import s6la_mm  # noqa: F401  (allow-lists what checkpoints hold, also for configs that don't import it)
+from s6la_mm.utils import UsageError
+from s6la_mm.utils.cli import add_cfg_options, clear_errors, load_config, require_file
+
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+
+# Of an image's path: its picture (height, width, RGB; uint8), what goes into its JSON, a label map or None.
+Predict = Callable[[str], 'tuple[np.ndarray, dict, np.ndarray | None]']
+
+
+def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('inputs', nargs='+', help='images, folders, or quoted glob patterns')
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        '--out-dir', default='outputs', help='gets vis/ (pictures) and preds/ (JSON) (default: outputs)'
+    )
+    parser.add_argument('--device', help='cpu, cuda:0 … (default: an accelerator if there is one)')
+    parser.add_argument(
+        '--score-thr', type=float, default=0.3, help='detection: lowest score drawn; the JSON holds all (0.3)'
+    )
+    parser.add_argument(
+        '--palette', default='none', help="detection: colours, e.g. coco, voc, citys, random (the config's)"
+    )
+    add_cfg_options(parser)
+    return parser.parse_args()
+
+
+def find_images(inputs: list[str]) -> list[str]:
+    """Expand images, folders and glob patterns.
+
+    Args:
+        inputs: paths or patterns; of a folder the images directly in it are taken.
+
+    Returns:
+        Sorted paths without repetition.
+
+    Raises:
+        FileNotFoundError: if one of ``inputs`` matches no image.
+    """
+    images = set()
+    for item in inputs:
+        pattern = os.path.join(glob.escape(item), '*') if os.path.isdir(item) else item
+        # An existing file is taken as it is, even with brackets in its name or an unusual suffix.
+        found = [item] if os.path.isfile(item) else glob.glob(pattern, recursive=True)
+        found = [path for path in found if path == item or path.lower().endswith(IMAGE_SUFFIXES)]
+        if not found:
+            raise FileNotFoundError(f'no image matches {item!r}; looked for {", ".join(IMAGE_SUFFIXES)}')
+        images.update(found)
+    return sorted(images)
+
+
+def detector(cfg: Config, args: argparse.Namespace) -> Predict:
+    """A detector: all boxes (x1, y1, x2, y2 in pixels), scores, labels and RLE masks go into the JSON."""
+    from mmdet.apis import DetInferencer
+
+    model = DetInferencer(cfg, args.checkpoint, args.device, palette=args.palette, show_progress=False)
+    classes = model.model.dataset_meta['classes']
+
+    def predict(path: str) -> tuple[np.ndarray, dict, None]:
+        result = model(path, return_vis=True, pred_score_thr=args.score_thr)
+        prediction = result['predictions'][0]
+        prediction['classes'] = [classes[label] for label in prediction['labels']]
+        return result['visualization'][0], prediction, None
+
+    return predict
+
+
+def segmentor(cfg: Config, args: argparse.Namespace) -> Predict:
+    """A segmentor: the share of each class goes into the JSON, a label map beside it."""
+    from mmseg.apis import MMSegInferencer
+
+    model = MMSegInferencer(cfg, args.checkpoint, device=args.device)
+    model.show_progress = False
+    classes = model.model.dataset_meta['classes']
+
+    def predict(path: str) -> tuple[np.ndarray, dict, np.ndarray]:
+        result = model(path, return_vis=True)
+        labels, pixels = np.unique(result['predictions'], return_counts=True)
+        share = {classes[k]: int(n) / result['predictions'].size for k, n in zip(labels, pixels)}
+        return result['visualization'], {'share': share}, result['predictions']
+
+    return predict
+
+
+def classifier(cfg: Config, args: argparse.Namespace) -> Predict:
+    """A classifier: the five best classes and their scores go into the JSON."""
+    from mmpretrain.apis import ImageClassificationInferencer
+    from mmpretrain.visualization import UniversalVisualizer
+
+    model = ImageClassificationInferencer(cfg, pretrained=args.checkpoint, device=args.device)
+    visualizer = UniversalVisualizer()
+
+    def predict(path: str) -> tuple[np.ndarray, dict, None]:
+        # Not model(path), which draws a progress bar for each image.
+        sample = model.forward(next(model.preprocess([path])))[0]
+        scores = sample.pred_score.cpu().numpy()
+        best = [dict(label=int(k), score=float(scores[k])) for k in np.argsort(-scores)[:5]]
+        for entry in best if model.classes else ():
+            entry['class'] = model.classes[entry['label']]
+        image = mmcv.imread(path, channel_order='rgb')
+        return visualizer.visualize_cls(image, sample, classes=model.classes), {'best': best}, None
+
+    return predict
+
+
+def write_results(images: list[str], predict: Predict, out_dir: Path) -> None:
+    """Predict on each image and write ``out_dir/vis/*.png`` and ``out_dir/preds/*.json``.
+
+    Args:
+        images: paths.
+        predict: the model.
+        out_dir: made where it is missing. Images of one name from different folders get numbers.
+
+    Raises:
+        UsageError: if a file is no image.
+    """
+    used: set[str] = set()
+    for path in images:
+        if mmcv.imread(path) is None:
+            raise UsageError(f'{path} cannot be read as an image')
+        picture, prediction, label_map = predict(path)
+        name = stem = Path(path).stem
+        while name in used:
+            name = f'{stem}_{len(used)}'
+        used.add(name)
+        mmcv.imwrite(picture[..., ::-1], str(out_dir / 'vis' / f'{name}.png'))
+        mmengine.dump({'image': path, **prediction}, str(out_dir / 'preds' / f'{name}.json'))
+        if label_map is not None:
+            dtype = np.uint8 if label_map.max() < 256 else np.uint16
+            mmcv.imwrite(label_map.astype(dtype), str(out_dir / 'preds' / f'{name}.png'))
+
+
+def main() -> None:
+    """Predict as the command line says."""
+    args = parse_args()
+    out_dir = Path(args.out_dir)
+    makers = dict(mmdet=detector, mmseg=segmentor, mmpretrain=classifier)
+    with clear_errors():
+        cfg = load_config(args.config, args.cfg_options)
+        require_file(args.checkpoint, 'checkpoint')
+        images = find_images(args.inputs)
+        scope = cfg.get('default_scope')
+        if scope not in makers:
+            raise UsageError(f'default_scope={scope!r} of {args.config} must be one of {", ".join(makers)}')
+        init_default_scope(scope)
+    with clear_errors(cfg):
+        write_results(images, makers[scope](cfg, args), out_dir)
+    print(f'{len(images)} image(s): pictures in {out_dir / "vis"}, predictions in {out_dir / "preds"}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,153 @@
+"""Test a checkpoint of any OpenMMLab scope (mmdet, mmseg, mmpretrain): the config decides."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from copy import deepcopy
+
+from mmengine.config import Config, ConfigDict
+from mmengine.evaluator import DumpResults
+from mmengine.logging import print_log
+
+import s6la_mm  # noqa: F401  (allow-lists what checkpoints hold, also for configs that don't import it)
+from s6la_mm.utils import UsageError
+from s6la_mm.utils.cli import (
+    add_runner_arguments,
+    build_runner,
+    clear_errors,
+    innermost_dataset,
+    load_config,
+    require_file,
+)
+
+
+def parse_args() -> argparse.Namespace:
+    """Parse the command line; ``LOCAL_RANK`` is set where the launcher did not."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--out', metavar='FILE.pkl', help='write the predictions to this pickle file')
+    parser.add_argument('--show', action='store_true', help='show every prediction in a window')
+    parser.add_argument('--show-dir', metavar='DIR', help='draw every prediction into this folder')
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds that --show shows a picture')
+    parser.add_argument(
+        '--tta', action='store_true', help="test-time augmentation: the config's tta_model and tta_pipeline"
+    )
+    add_runner_arguments(parser)
+    args = parser.parse_args()
+    if args.out is not None and not args.out.endswith(('.pkl', '.pickle')):
+        parser.error(f'--out {args.out}: must end with .pkl or .pickle')
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def enable_drawing(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
+    """Switch on the scope's own visualization hook, for every image.
+
+    Args:
+        cfg: the config, changed in place.
+        show: open a window for each image.
+        show_dir: folder for the pictures, relative to the current folder whatever the scope.
+        wait_time: seconds for each window.
+
+    Raises:
+        UsageError: if the config has no visualization hook.
+    """
+    types = dict(mmdet='DetVisualizationHook', mmseg='SegVisualizationHook', mmpretrain='VisualizationHook')
+    scope = cfg.get('default_scope')
+    hook = cfg.get('default_hooks', {}).get('visualization')
+    if scope not in types or hook is None:
+        raise UsageError(
+            f'--show and --show-dir need default_hooks.visualization (default_scope {scope!r}): add '
+            f"default_hooks = dict(visualization=dict(type='{types.get(scope, 'VisualizationHook')}'))"
+        )
+    hook.update(show=show, wait_time=wait_time)
+    if show_dir is not None:
+        show_dir = os.path.abspath(show_dir)
+    if scope == 'mmdet':
+        hook.update(draw=True, test_out_dir=show_dir)
+    elif scope == 'mmseg':
+        hook.update(draw=True, interval=1)
+        if show_dir is not None:
+            cfg.visualizer.save_dir = show_dir
+    else:
+        hook.update(enable=True, interval=1, out_dir=show_dir)
+
+
+def enable_tta(cfg: Config) -> None:
+    """Wrap the model in the config's ``tta_model`` and test with its ``tta_pipeline``.
+
+    A detection config that has none gets mmdet's default: image and mirror image, boxes merged by NMS.
+
+    Args:
+        cfg: the config, changed in place.
+
+    Raises:
+        UsageError: if a config of another scope lacks one of the two, or the detector predicts masks.
+    """
+    dataset = innermost_dataset(cfg.test_dataloader.dataset)
+    missing = [key for key in ('tta_model', 'tta_pipeline') if key not in cfg]
+    if missing and cfg.get('default_scope') != 'mmdet':
+        raise UsageError(f'--tta: the config has no {" and no ".join(missing)}; add what it lacks')
+    if 'tta_model' in missing:
+        cfg.tta_model = dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
+    if 'tta_pipeline' in missing:
+        pack = deepcopy(dataset.pipeline[-1])
+        # Merging has to undo the flip: both keys must reach the model.
+        keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
+        pack.meta_keys = keys
+        flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
+        cfg.tta_pipeline = [
+            *dataset.pipeline[:-1],
+            dict(type='TestTimeAug', transforms=[flips, [pack]]),
+        ]
+    if missing:
+        print_log(f"--tta: no {' and no '.join(missing)} in the config, mmdet's default is used", 'current')
+    if cfg.tta_model.type == 'DetTTAModel' and cfg.model.get('roi_head', {}).get('mask_head') is not None:
+        raise UsageError(
+            '--tta: mmdet merges boxes but no masks. To test the boxes alone add --cfg-options '
+            'model.roi_head.mask_head=None model.roi_head.mask_roi_extractor=None test_evaluator.metric=bbox'
+        )
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    dataset.pipeline = cfg.tta_pipeline
+
+
+class DumpPredictions(DumpResults):
+    """``DumpResults`` without what a prediction does not need: ground truth and the logits of every pixel."""
+
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        """See ``DumpResults.process``."""
+        drop = ('gt_sem_seg', 'seg_logits')
+        kept = [{key: value for key, value in s.items() if key not in drop} for s in data_samples]
+        super().process(data_batch, kept)
+
+
+def main() -> None:
+    """Test as the command line says."""
+    args = parse_args()
+    with clear_errors():
+        cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
+        require_file(args.checkpoint, 'checkpoint')
+        cfg.load_from = args.checkpoint
+        cfg.resume = False  # the config that a resumed training wrote says True
+        if args.show or args.show_dir is not None:
+            enable_drawing(cfg, args.show, args.show_dir, args.wait_time)
+        if args.tta:
+            enable_tta(cfg)
+    with clear_errors(cfg):
+        runner = build_runner(cfg)
+        if args.out is not None:
+            if cfg.get('default_scope') == 'mmdet':
+                from mmdet.evaluation import DumpDetResults as Dump
+            else:
+                Dump = DumpPredictions
+            runner.test_evaluator.metrics.append(Dump(out_file_path=args.out))
+        runner.test()
+    if args.show_dir is not None:
+        print_log(f'Pictures are in {os.path.abspath(args.show_dir)}', logger='current')
+
+
+if __name__ == '__main__':
+    main()

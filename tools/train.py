@@ -1,0 +1,123 @@
+"""Train a model of any OpenMMLab scope (mmdet, mmseg, mmpretrain): the config decides."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.logging import print_log
+from mmengine.runner import find_latest_checkpoint
+
+import s6la_mm  # noqa: F401  (allow-lists what checkpoints hold, also for configs that don't import it)
+from s6la_mm.utils import UsageError
+from s6la_mm.utils.cli import add_runner_arguments, build_runner, clear_errors, load_config, require_file
+
+
+def parse_args() -> argparse.Namespace:
+    """Parse the command line; ``LOCAL_RANK`` is set where the launcher did not."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on from CHECKPOINT, or from the newest one in the work dir where none is named',
+    )
+    parser.add_argument(
+        '--amp',
+        action='store_true',
+        help='mixed precision: float16 with loss scaling on an accelerator, bfloat16 on the CPU',
+    )
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate to the actual batch size (needs auto_scale_lr.base_batch_size)',
+    )
+    add_runner_arguments(parser)
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def enable_amp(cfg: Config) -> None:
+    """Switch the optimizer wrapper to mixed precision.
+
+    Args:
+        cfg: the config, changed in place.
+
+    Raises:
+        UsageError: if the config has an optimizer wrapper of its own, or a model with RoIs would train on
+            the CPU.
+    """
+    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if kind == 'AmpOptimWrapper':
+        print_log('--amp: the config trains in mixed precision already', logger='current')
+        return
+    if kind != 'OptimWrapper':
+        raise UsageError(f"--amp works with optim_wrapper.type='OptimWrapper', the config has {kind!r}")
+    if get_device() != 'cpu':
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    elif 'roi_head' in cfg.model:
+        raise UsageError("--amp needs an accelerator here: mmcv's RoIAlign and NMS know no bfloat16 on the CPU")
+    else:
+        cfg.optim_wrapper.type = 'CPUAmpOptimWrapper'
+        cfg.optim_wrapper.pop('loss_scale', None)
+
+
+def enable_auto_scale_lr(cfg: Config) -> None:
+    """Switch on mmengine's scaling of the learning rate.
+
+    Args:
+        cfg: the config, changed in place.
+
+    Raises:
+        UsageError: if the config does not say for which batch size its learning rate is meant.
+    """
+    if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+        raise UsageError(
+            "--auto-scale-lr needs auto_scale_lr.base_batch_size, the batch size that the config's learning "
+            'rate is meant for: add auto_scale_lr = dict(enable=False, base_batch_size=16) to the config'
+        )
+    cfg.auto_scale_lr.enable = True
+
+
+def set_resume(cfg: Config, resume: str) -> None:
+    """Choose the checkpoint to go on from.
+
+    Args:
+        cfg: the config, changed in place.
+        resume: a path, or ``'auto'`` for the newest checkpoint in ``cfg.work_dir``. Without one there the
+            training starts anew and the config's ``load_from`` keeps its meaning, so that a job script may
+            always pass ``--resume``.
+    """
+    if resume == 'auto':
+        resume = find_latest_checkpoint(cfg.work_dir)
+        if resume is None:
+            print_log(f'--resume: no checkpoint in {cfg.work_dir}, the training starts anew', logger='current')
+            return
+    require_file(resume, 'checkpoint')
+    cfg.resume = True
+    cfg.load_from = resume
+
+
+def main() -> None:
+    """Train as the command line says."""
+    args = parse_args()
+    with clear_errors():
+        cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
+        if args.amp:
+            enable_amp(cfg)
+        if args.auto_scale_lr:
+            enable_auto_scale_lr(cfg)
+        if args.resume is not None:
+            set_resume(cfg, args.resume)
+    with clear_errors(cfg):
+        build_runner(cfg).train()
+
+
+if __name__ == '__main__':
+    main()
