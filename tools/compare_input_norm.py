@@ -8,17 +8,14 @@ iterations. Everything but the norm is the same: seed, data order, augmentation,
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
-from mmengine.config import Config
-from mmengine.logging import MessageHub
-
-from s6la_mm.utils.cli import build_runner, load_config
-
-CONFIG = Path(__file__).parents[1] / 'configs' / 'quickstart' / 'retinanet_s6la-r18_shapes.py'
+TRAIN = Path(__file__).with_name('train.py')
+CONFIG = TRAIN.parents[1] / 'configs' / 'quickstart' / 'retinanet_s6la-r18_shapes.py'
 WRAPPERS = dict(float32='OptimWrapper', bfloat16='CPUAmpOptimWrapper')
 
 
@@ -31,33 +28,35 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def train(cfg: Config, work_dir: Path, iterations: int) -> list[dict]:
-    """Trains without validation, or takes the finished run that is there.
+def train(work_dir: Path, iterations: int, **options: object) -> list[dict]:
+    """Trains without validation in a process of its own, or takes the finished run that is there.
 
     Returns:
         list[dict]: What the logger wrote, one entry per interval.
+
+    Raises:
+        SystemExit: If the training fails.
     """
-    scalars = sorted(work_dir.glob('*/vis_data/scalars.json'))
-    if not (work_dir / f'iter_{iterations}.pth').exists() or not scalars:
-        cfg = copy.deepcopy(cfg)
-        cfg.work_dir = str(work_dir)
-        cfg.experiment_name = work_dir.name  # each run gets message hubs and visualizers of its own
-        cfg.train_cfg.update(max_iters=iterations, val_interval=iterations + 1)
-        cfg.default_hooks.checkpoint.interval = iterations
-        cfg.default_hooks.logger.interval = cfg.log_processor.window_size = 10
-        build_runner(cfg).train()
-        MessageHub._instance_dict.clear()
-        scalars = sorted(work_dir.glob('*/vis_data/scalars.json'))
-    return [json.loads(line) for line in scalars[-1].read_text().splitlines()]
+    if not (work_dir / f'iter_{iterations}.pth').exists():
+        options |= {
+            'train_cfg.max_iters': iterations,
+            'train_cfg.val_interval': iterations + 1,
+            'default_hooks.checkpoint.interval': iterations,
+            'default_hooks.logger.interval': 10,
+            'log_processor.window_size': 10,
+        }
+        command = [sys.executable, str(TRAIN), str(CONFIG), '--work-dir', str(work_dir), '--cfg-options']
+        command += [f'{key}={value}' for key, value in options.items()]
+        if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+            raise SystemExit(f'error: the run in {work_dir} failed; its log is there')
+    scalars = sorted(work_dir.glob('*/vis_data/scalars.json'))[-1]
+    return [json.loads(line) for line in scalars.read_text().splitlines()]
 
 
 def main() -> None:
     """Runs what is missing and prints the table."""
     args = parse_args()
-    base = load_config(str(CONFIG))
-    plain = copy.deepcopy(base)
-    plain.model.backbone.type = 'mmdet.ResNet'
-    train(plain, args.work_dir / 'plain', args.iterations)
+    train(args.work_dir / 'plain', args.iterations, **{'model.backbone.type': 'mmdet.ResNet'})
     checkpoint = args.work_dir / 'plain' / f'iter_{args.iterations}.pth'
 
     size = args.iterations // 10 // args.windows
@@ -67,12 +66,13 @@ def main() -> None:
     for start in ('scratch', 'plain network'):
         for precision, wrapper in WRAPPERS.items():
             for input_norm in ('rms', None):
-                cfg = copy.deepcopy(base)
-                cfg.model.backbone.input_norm = input_norm
-                cfg.optim_wrapper.type = wrapper
-                cfg.load_from = str(checkpoint) if start != 'scratch' else None
+                options = {
+                    'model.backbone.input_norm': input_norm,
+                    'optim_wrapper.type': wrapper,
+                    'load_from': checkpoint if start != 'scratch' else None,
+                }
                 name = f'{start.split()[0]}-{precision}-{input_norm}'
-                log = train(cfg, args.work_dir / name, args.iterations)
+                log = train(args.work_dir / name, args.iterations, **options)
                 for figure in ('loss', 'grad_norm'):
                     values = [entry[figure] for entry in log]
                     means = [statistics.mean(values[i * size : (i + 1) * size]) for i in range(args.windows)]

@@ -59,6 +59,20 @@ class StateResNeXtBottleneck(StateBottleneck, ResNeXtBottleneck):
 _STATE_BLOCKS = {BasicBlock: StateBasicBlock, Bottleneck: StateBottleneck, ResNeXtBottleneck: StateResNeXtBottleneck}
 
 
+# What the base class takes for an option that is not given, as far as it is checked below.
+_DEFAULTS = dict(
+    num_stages=4,
+    style='pytorch',
+    strides=(1, 2, 2, 2),
+    dilations=(1, 1, 1, 1),
+    out_indices=(0, 1, 2, 3),
+    frozen_stages=-1,
+    dcn=None,
+    stage_with_dcn=(False, False, False, False),
+    plugins=None,
+)
+
+
 @MODELS.register_module()
 class S6LAResNet(PretrainedMixin, ResNet):
     """ResNet with selective state space layer aggregation (S6LA, arXiv 2502.10463).
@@ -112,10 +126,10 @@ class S6LAResNet(PretrainedMixin, ResNet):
         base_width: int = 4,
         **kwargs,
     ) -> None:
-        num_stages = kwargs.get('num_stages', 4)
         if stage_with_state is None:
-            stage_with_state = (True,) * num_stages
-        _check_options(self.arch_settings, depth, num_stages, stage_with_state, groups, kwargs)
+            stage_with_state = (True,) * kwargs.get('num_stages', 4)
+        own = dict(depth=depth, state_dim=state_dim, stage_with_state=stage_with_state)
+        _check_options(self.arch_settings, kwargs | own | dict(groups=groups, base_width=base_width))
         # The base class builds the stages in its constructor and needs these there.
         self.state_dim = state_dim
         self.stage_with_state = tuple(stage_with_state)
@@ -140,6 +154,7 @@ class S6LAResNet(PretrainedMixin, ResNet):
         if self.groups > 1:
             block = ResNeXtBottleneck
             kwargs.update(groups=self.groups, base_width=self.base_width, base_channels=self.base_channels)
+        kwargs.update(with_cp=False)  # the forward of the backbone checkpoints, the write included
         if self.stage_with_state[len(self.res_layers)]:
             block = _STATE_BLOCKS[block]
             kwargs.update(state_dim=self.state_dim)
@@ -200,34 +215,37 @@ class S6LAResNet(PretrainedMixin, ResNet):
         return x, (h if cell is None else cell(x, h))
 
 
-def _check_options(
-    arch_settings: dict, depth: int, num_stages: int, stage_with_state: Sequence[bool], groups: int, kwargs: dict
-) -> None:
+def _check_options(arch_settings: dict, options: dict) -> None:
     """Raises a ValueError on option values that the base class would answer with an assertion without words."""
+    options = _DEFAULTS | options
 
-    def require(condition: bool, name: str, value: object, allowed: str) -> None:
+    def require(condition: bool, name: str, allowed: str) -> None:
         if not condition:
-            raise ValueError(f'{name}={value!r} is not allowed: it must be {allowed}')
+            raise ValueError(f'{name}={options[name]!r} is not allowed: it must be {allowed}')
 
-    require(depth in arch_settings, 'depth', depth, f'one of {tuple(arch_settings)}')
-    require(num_stages in (1, 2, 3, 4), 'num_stages', num_stages, '1, 2, 3 or 4')
-    require(
-        kwargs.get('style', 'pytorch') in ('pytorch', 'caffe'), 'style', kwargs.get('style'), "'pytorch' or 'caffe'"
-    )
-    per_stage = dict(strides=(1, 2, 2, 2), dilations=(1, 1, 1, 1)) | kwargs | dict(stage_with_state=stage_with_state)
-    for name in ('strides', 'dilations', 'stage_with_state'):
-        require(len(per_stage[name]) == num_stages, name, per_stage[name], f'of length num_stages={num_stages}')
-    if kwargs.get('dcn') is not None:
-        flags = kwargs.get('stage_with_dcn', (False,) * 4)
-        require(len(flags) == num_stages, 'stage_with_dcn', flags, f'of length num_stages={num_stages}')
-    out_indices = tuple(kwargs.get('out_indices', (0, 1, 2, 3)))
-    stages = range(num_stages)
-    require(set(out_indices) <= set(stages), 'out_indices', out_indices, f'stages out of {tuple(stages)}')
-    frozen = kwargs.get('frozen_stages', -1)
-    require(-1 <= frozen <= num_stages, 'frozen_stages', frozen, f'between -1 and num_stages={num_stages}')
-    require(any(stage_with_state), 'stage_with_state', stage_with_state, "True somewhere (else use mmdet's ResNet)")
+    def is_positive(name: str) -> bool:
+        return isinstance(options[name], int) and options[name] > 0
+
+    depth, num_stages = options['depth'], options['num_stages']
+    require(depth in arch_settings, 'depth', f'one of {tuple(arch_settings)}')
+    require(num_stages in (1, 2, 3, 4), 'num_stages', '1, 2, 3 or 4')
+    for name in ('state_dim', 'groups', 'base_width'):
+        require(is_positive(name), name, 'a positive integer')
+    require(options['style'] in ('pytorch', 'caffe'), 'style', "'pytorch' or 'caffe'")
+    for name in ('strides', 'dilations', 'stage_with_state') + (('stage_with_dcn',) if options['dcn'] else ()):
+        is_sequence = isinstance(options[name], Sequence)
+        require(is_sequence and len(options[name]) == num_stages, name, f'a sequence of length num_stages={num_stages}')
+    require(any(options['stage_with_state']), 'stage_with_state', "True somewhere (else use mmdet's ResNet)")
+    stages = tuple(range(num_stages))
+    chosen = set(options['out_indices'])
+    require(bool(chosen) and chosen <= set(stages), 'out_indices', f'one or more of the stages {stages}')
+    require(-1 <= options['frozen_stages'] <= num_stages, 'frozen_stages', f'from -1 to num_stages={num_stages}')
     has_bottlenecks = arch_settings[depth][0] is Bottleneck
-    require(groups == 1 or has_bottlenecks, 'groups', groups, f'1 at depth {depth}: ResNeXt starts at depth 50')
+    require(options['groups'] == 1 or has_bottlenecks, 'groups', f'1 at depth {depth}: ResNeXt starts at depth 50')
     for name in ('plugins', 'dcn'):
-        value = kwargs.get(name)
-        require(value is None or has_bottlenecks, name, value, f'None at depth {depth}: it needs depth 50 or more')
+        require(options[name] is None or has_bottlenecks, name, f'None at depth {depth}: it needs depth 50 or more')
+    for plugin in options['plugins'] or ():
+        positions = tuple(f'after_conv{i}' for i in (1, 2, 3))
+        require(plugin['position'] in positions, 'plugins', f'each at a position out of {positions}')
+        stages_with = plugin.get('stages', stages)
+        require(len(stages_with) == num_stages, 'plugins', f"each with 'stages' of length num_stages={num_stages}")

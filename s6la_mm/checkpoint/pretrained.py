@@ -7,10 +7,11 @@ parameters and layers that no plain checkpoint can hold may be missing; anything
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable
 
 from mmengine.logging import print_log
-from mmengine.model import update_init_info
+from mmengine.model import PretrainedInit, update_init_info
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
@@ -26,12 +27,18 @@ class PretrainedMixin:
             return super().init_weights()  # which warns
         init_cfg = self.init_cfg
         cfgs = [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg or [])
-        pretrained = [cfg for cfg in cfgs if cfg['type'] == 'Pretrained']
+        pretrained = [cfg for cfg in cfgs if cfg['type'] in ('Pretrained', PretrainedInit)]
         self.init_cfg = [cfg for cfg in cfgs if cfg not in pretrained]
-        super().init_weights()
-        self.init_cfg = init_cfg
+        try:
+            super().init_weights()
+        finally:
+            self.init_cfg = init_cfg
         for cfg in pretrained:
-            load_pretrained(self, **{key: value for key, value in cfg.items() if key != 'type'})
+            try:
+                load_pretrained(self, **{key: value for key, value in cfg.items() if key != 'type'})
+            except Exception:
+                self._is_init = False  # what failed may be mended and tried again
+                raise
             if hasattr(self, '_params_init_info'):  # absent when this backbone is the root of init_weights
                 update_init_info(self, init_info=f'Pretrained from {cfg["checkpoint"]}, or new')
 
@@ -45,7 +52,8 @@ def load_pretrained(
         module (nn.Module): The backbone.
         checkpoint (str): Path, URL or ``torchvision://resnet50``: anything mmengine's CheckpointLoader takes.
         prefix (str, optional): Where the backbone is in a whole model. Defaults to None: ``'backbone.'`` if any key
-            starts with it (mmdet, mmseg and mmpretrain files), else the top level.
+            starts with it (mmdet, mmseg and mmpretrain files), else the top level. A ``module.`` before that, which
+            saving a wrapped model leaves, is dropped.
         map_location (str): Defaults to ``'cpu'``.
 
     Returns:
@@ -53,18 +61,24 @@ def load_pretrained(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the checkpoint is of another architecture, or has values that are not finite.
+        ValueError: If the file is damaged or holds more than weights, is of another architecture, or has values that
+            are not finite. The module is unchanged then.
     """
-    state_dict = CheckpointLoader.load_checkpoint(checkpoint, map_location=map_location, logger='current')
-    state_dict = state_dict.get('state_dict', state_dict)
+    state_dict = _read(checkpoint, map_location)
+    state_dict = {key[len('module.') :] if key.startswith('module.') else key: v for key, v in state_dict.items()}
     if prefix is None:
         prefix = 'backbone.' if any(key.startswith('backbone.') for key in state_dict) else ''
+    elif prefix and not prefix.endswith('.'):
+        prefix += '.'
     source = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
     target = module.state_dict()
 
     reshaped = [k for k in target if k in source and source[k].shape != target[k].shape]
     missing = [k for k in target if k not in source and not k.endswith('num_batches_tracked')]
-    new = [k for k in missing if k.startswith(_new_prefixes(module))]
+    state, extras = _new_prefixes(module)
+    # A file of an S6LA network has all of its parameters: a missing one means other options.
+    may_be_new = extras if any(key.startswith(state) for key in source) else state + extras
+    new = [k for k in missing if k.startswith(may_be_new)]
     left_out = [k for k in source if k not in target]
     # A head is left out as expected; a block that the backbone does not have means another depth.
     foreign = [k for k in left_out if k.split('.')[0] in {t.split('.')[0] for t in target if '.' in t}]
@@ -95,16 +109,45 @@ def load_pretrained(
     return new
 
 
-def _new_prefixes(module: nn.Module) -> tuple[str, ...]:
-    """Starts of the keys that a plain checkpoint cannot have: S6LA's parameters, plugins and the offsets of a DCN."""
-    prefixes = ['initial_state']
+def _read(checkpoint: str, map_location: str) -> dict[str, Tensor]:
+    """Reads the state dict of a file, URL or ``torchvision://`` name, with ``weights_only=True`` in every case."""
+    force = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'  # mmengine loads URLs through torch.hub, whose default is False
+    before = os.environ.get(force)
+    os.environ[force] = '1'
+    try:
+        content = CheckpointLoader.load_checkpoint(checkpoint, map_location=map_location, logger='current')
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{checkpoint} does not exist: set checkpoint in the backbone's init_cfg to an existing file, "
+            'or init_cfg to None to start from scratch'
+        ) from None
+    except OSError:
+        raise  # a failed download or an unreadable disk says so itself
+    except Exception as error:
+        # torch's message goes on to recommend weights_only=False.
+        reason = str(error).partition('Re-running')[0].partition('\n')[0].strip() or type(error).__name__
+        raise ValueError(
+            f'{checkpoint} cannot be loaded: it is damaged, no PyTorch file, or holds more than weights ({reason})'
+        ) from error
+    finally:
+        os.environ.pop(force)
+        if before is not None:
+            os.environ[force] = before
+    return content.get('state_dict', content)
+
+
+def _new_prefixes(module: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Starts of the keys that a plain checkpoint cannot have: of S6LA, and of plugins and DCN offsets."""
+    state, extras = ['initial_state'], []
     for name, child in module.named_modules():
-        if isinstance(child, (S6LAMapCell, StateRead)) or name.endswith('.conv_offset'):
-            prefixes.append(f'{name}.')
+        if isinstance(child, (S6LAMapCell, StateRead)):
+            state.append(f'{name}.')
+        if name.endswith('.conv_offset'):
+            extras.append(f'{name}.')
         if getattr(child, 'with_plugins', False):
             plugins = [p for i in (1, 2, 3) for p in getattr(child, f'after_conv{i}_plugin_names')]
-            prefixes += [f'{name}.{plugin}.' for plugin in plugins]
-    return tuple(prefixes)
+            extras += [f'{name}.{plugin}.' for plugin in plugins]
+    return tuple(state), tuple(extras)
 
 
 def _shortened(keys: Iterable[str], limit: int = 6) -> str:

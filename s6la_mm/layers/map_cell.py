@@ -51,6 +51,14 @@ class StateRead(nn.Conv2d):
         """Sets the weight to zero, at construction too."""
         nn.init.zeros_(self.weight)
 
+    def forward(self, h: Tensor) -> Tensor:
+        """Reads the state, (batch, N, H, W)."""
+        if self.kernel_size == (1, 1):
+            # The same numbers as a strided 1 × 1 convolution, which corrupts the heap on the CPU in torch 2.13 (its
+            # backward pass, channels last, fewer than 8 channels, no AVX-512).
+            return F.conv2d(h[..., :: self.stride[0], :: self.stride[1]], self.weight)
+        return super().forward(h)
+
     def init_weights(self) -> None:
         """Called by mmengine after a parent's ``init_cfg``, which would otherwise have the last word."""
         self.reset_parameters()
@@ -99,12 +107,12 @@ class S6LAMapCell(BaseModule):
             raise ValueError(f'discretization={discretization!r} is not one of {DISCRETIZATIONS}')
         if input_norm not in INPUT_NORMS:
             raise ValueError(f'input_norm={input_norm!r} is not one of {INPUT_NORMS}')
-        if not 0 < dt_range[0] <= dt_range[1]:
+        if len(dt_range) != 2 or not 0 < dt_range[0] <= dt_range[1]:
             raise ValueError(f'dt_range={dt_range!r} must be two positive numbers, the smaller one first')
         self.discretization = discretization
         self.dt_range = dt_range
         self.in_proj = nn.Conv2d(in_channels, state_dim, 1, bias=False)
-        self.input_norm = nn.RMSNorm(state_dim) if input_norm == 'rms' else None
+        self.input_norm = nn.RMSNorm(state_dim, eps=1e-6) if input_norm == 'rms' else None
         self.dt_proj = nn.Conv2d(state_dim, state_dim, 1, bias=False)
         self.B_proj = nn.Conv2d(state_dim, state_dim, 1, bias=False)
         self.A_log = nn.Parameter(torch.empty(state_dim))
@@ -141,18 +149,28 @@ class S6LAMapCell(BaseModule):
         """
         u = self.in_proj(x)
         if self.input_norm is not None:
-            # Channels last is where nn.RMSNorm normalises, and float32 is what its mean of squares needs.
-            u = self.input_norm(u.permute(0, 2, 3, 1).float()).permute(0, 3, 1, 2)
+            u = self._normalize(u)
         return selective_update(
             h,
             u,
             self.dt_proj(u),
-            -self.A_log.float().exp(),
+            -_at_least_float32(self.A_log).exp(),
             self.B_proj(u),
-            dt_bias=self.dt_bias.float(),
+            dt_bias=self.dt_bias,
             dt_softplus=True,
             discretization=self.discretization,
         )
+
+    def _normalize(self, u: Tensor) -> Tensor:
+        """RMS norm over the channels of each pixel, (batch, N, H, W); its mean of squares needs float32."""
+        norm = self.input_norm
+        u = _at_least_float32(u.permute(0, 2, 3, 1))
+        u = F.rms_norm(u, norm.normalized_shape, norm.weight.to(u.dtype), norm.eps)
+        return u.permute(0, 3, 1, 2).to(self.dt_proj.weight.dtype)
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def pool_state(h: Tensor, stride: int) -> Tensor:

@@ -1,4 +1,5 @@
-# A Mask R-CNN that trains from scratch on a CPU: S6LA-ResNet-18, 64-channel neck and heads, anchors for 160 × 160.
+# A Mask R-CNN that trains from scratch on a CPU: S6LA-ResNet-18 of half the width, 64-channel neck and heads with batch
+# norm, anchors and RoI levels for images of 160 × 160.
 _base_ = 'mmdet::_base_/models/mask-rcnn_r50_fpn.py'
 
 model = dict(

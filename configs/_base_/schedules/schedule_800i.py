@@ -1,7 +1,7 @@
-# 900 iterations from scratch, for small models on a CPU.
+# 800 iterations from scratch, for small models on a CPU.
 _base_ = './no_state_decay.py'
 
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=900, val_interval=300)
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=800, val_interval=400)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
@@ -12,5 +12,5 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=50),
-    dict(type='CosineAnnealingLR', by_epoch=False, begin=50, end=900, eta_min=1e-5),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=50, end=800, eta_min=1e-5),
 ]
