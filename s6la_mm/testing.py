@@ -38,6 +38,7 @@ def sample_inputs(
         dict[str, Tensor]: h (or h0), x, dt, A, B, dt_bias.
 
     Example:
+        >>> from s6la_mm.ops import selective_update
         >>> selective_update(**sample_inputs('map'), dt_softplus=True).shape
         torch.Size([2, 4, 5, 3])
     """

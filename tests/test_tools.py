@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import runpy
-import subprocess
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from mmengine.config import Config
+from tool_runner import ROOT, TOOLS, check, run
 
 from s6la_mm.utils import UsageError
-
-ROOT = Path(__file__).parents[1]
-TOOLS = ROOT / 'tools'
 
 TINY = """
 _base_ = {base!r}
@@ -31,30 +26,6 @@ val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(gene
 test_dataloader = val_dataloader
 default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=2))
 """
-
-
-def run(*command: object, **env: str) -> subprocess.CompletedProcess:
-    """Run a tool (``tools/`` is put before its name), with this Python first on PATH."""
-    tool, *args = (str(part) for part in command)
-    start = [sys.executable] if tool.endswith('.py') else ['bash']
-    environment = {
-        **os.environ,
-        'OMP_NUM_THREADS': '1',
-        'CUDA_VISIBLE_DEVICES': '',
-        'PATH': os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']]),
-        'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]),
-        **env,
-    }
-    return subprocess.run(
-        [*start, str(TOOLS / tool), *args], capture_output=True, text=True, env=environment, timeout=900
-    )
-
-
-def check(result: subprocess.CompletedProcess) -> str:
-    """The output of a run that must have succeeded."""
-    output = result.stdout + result.stderr
-    assert result.returncode == 0, output[-3000:]
-    return output
 
 
 @pytest.fixture(scope='module')

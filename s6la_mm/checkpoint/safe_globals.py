@@ -32,7 +32,7 @@ def allow_mmengine_checkpoints() -> None:
         >>> from mmengine.logging import HistoryBuffer
         >>> torch.save(HistoryBuffer([1.0], [1]), 'history.pth')
         >>> allow_mmengine_checkpoints()  # importing s6la_mm does this
-        >>> torch.load('history.pth', weights_only=True).current()
+        >>> float(torch.load('history.pth', weights_only=True).current())
         1.0
     """
     multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray

@@ -1,0 +1,24 @@
+"""The examples of the public docstrings run and print what they say."""
+
+import doctest
+import importlib
+
+import pytest
+
+MODULES = [
+    'backbones.s6la_resnet',
+    'checkpoint.safe_globals',
+    'layers.eca',
+    'layers.map_cell',
+    'ops.selective_scan',
+    'testing',
+]
+
+
+@pytest.mark.parametrize('name', MODULES)
+def test_examples(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(f's6la_mm.{name}')
+    results = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert results.attempted > 0
+    assert results.failed == 0
