@@ -51,6 +51,7 @@ def test_data_root_default(path, monkeypatch):
 def test_train_step_and_prediction(path):
     cfg = Config.fromfile(path)
     cfg.model.backbone.init_cfg = None  # no downloads
+    make_cheap(cfg.model)
     with DefaultScope.overwrite_default_scope('mmdet'):
         model = MODELS.build(cfg.model)
     optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
@@ -78,6 +79,15 @@ def test_train_step_and_prediction(path):
         (result,) = model.test_step(data)
     assert result.pred_instances.bboxes.shape[1] == 4
     assert ('masks' in result.pred_instances) == with_mask
+
+
+def make_cheap(model):
+    """Fewer proposals and RoIs: the heads are mmdet's, and most of the time."""
+    if 'roi_head' in model:
+        model.train_cfg.rpn_proposal.max_per_img = model.test_cfg.rpn.max_per_img = 20
+        stages = model.train_cfg.rcnn
+        for stage in stages if isinstance(stages, list) else [stages]:
+            stage.sampler.num = 16
 
 
 def check_weight_decay(model, optimizer):

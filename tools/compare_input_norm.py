@@ -1,14 +1,16 @@
 """The experiment behind the default of ``input_norm``: loss and gradient norm with and without the norm.
 
 Runs the RetinaNet of the quickstart from scratch and from a plain network that was trained first, in float32 and under
-bfloat16 autocast, each with ``input_norm='rms'`` and None, and prints a Markdown table of means over windows of
-iterations. Everything but the norm is the same: seed, data order, augmentation, schedule.
+bfloat16 autocast, each with ``input_norm='rms'`` and None, and prints a Markdown table of means over windows of 50
+iterations. Everything but the norm is the same: seed, data order, augmentation, schedule. The images are 96 × 96:
+bfloat16 convolutions are slow on a CPU without instructions for them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from pathlib import Path
 
 TRAIN = Path(__file__).with_name('train.py')
 CONFIG = TRAIN.parents[1] / 'configs' / 'quickstart' / 'retinanet_s6la-r18_shapes.py'
+INTERVAL, WINDOW = 10, 50
 WRAPPERS = dict(float32='OptimWrapper', bfloat16='CPUAmpOptimWrapper')
 
 
@@ -23,9 +26,12 @@ def parse_args() -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/compare_input_norm'))
-    parser.add_argument('--iterations', type=int, default=300, help='iterations of each run')
-    parser.add_argument('--windows', type=int, default=3, help='columns of the table')
-    return parser.parse_args()
+    for precision, default in (('float32', 300), ('bfloat16', 100)):
+        parser.add_argument(f'--{precision}', type=int, default=default, help=f'iterations of each {precision} run')
+    args = parser.parse_args()
+    if min(args.float32, args.bfloat16) < WINDOW:
+        parser.error(f'a run needs at least {WINDOW} iterations')
+    return args
 
 
 def train(work_dir: Path, iterations: int, **options: object) -> list[dict]:
@@ -39,30 +45,35 @@ def train(work_dir: Path, iterations: int, **options: object) -> list[dict]:
     """
     if not (work_dir / f'iter_{iterations}.pth').exists():
         options |= {
+            'train_dataloader.dataset.generator.image_size': 96,
+            'val_dataloader.dataset.generator.image_size': 96,
             'train_cfg.max_iters': iterations,
             'train_cfg.val_interval': iterations + 1,
             'default_hooks.checkpoint.interval': iterations,
-            'default_hooks.logger.interval': 10,
-            'log_processor.window_size': 10,
+            'default_hooks.logger.interval': INTERVAL,
+            'log_processor.window_size': INTERVAL,
         }
         command = [sys.executable, str(TRAIN), str(CONFIG), '--work-dir', str(work_dir), '--cfg-options']
         command += [f'{key}={value}' for key, value in options.items()]
-        if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+        environment = os.environ | {'S6LA_SHAPES_ROOT': str(work_dir.parent / 'shapes')}
+        if subprocess.run(command, stdout=subprocess.DEVNULL, env=environment).returncode:
             raise SystemExit(f'error: the run in {work_dir} failed; its log is there')
     scalars = sorted(work_dir.glob('*/vis_data/scalars.json'))[-1]
-    return [json.loads(line) for line in scalars.read_text().splitlines()]
+    entries = [json.loads(line) for line in scalars.read_text().splitlines()]
+    return [entry for entry in entries if 'loss' in entry]  # without a validation at the end
 
 
 def main() -> None:
     """Runs what is missing and prints the table."""
     args = parse_args()
-    train(args.work_dir / 'plain', args.iterations, **{'model.backbone.type': 'mmdet.ResNet'})
-    checkpoint = args.work_dir / 'plain' / f'iter_{args.iterations}.pth'
+    iterations = dict(float32=args.float32, bfloat16=args.bfloat16)
+    train(args.work_dir / 'plain', args.float32, **{'model.backbone.type': 'mmdet.ResNet'})
+    checkpoint = args.work_dir / 'plain' / f'iter_{args.float32}.pth'
 
-    size = args.iterations // 10 // args.windows
-    spans = [f'{i * size * 10 + 1}–{(i + 1) * size * 10}' for i in range(args.windows)]
-    print('| start | precision | input_norm | figure | ' + ' | '.join(spans) + ' | largest |')
-    print('|---|---|---|---|' + '---:|' * (args.windows + 1))
+    starts = range(0, max(iterations.values()) // WINDOW * WINDOW, WINDOW)
+    columns = [f'{start + 1}–{start + WINDOW}' for start in starts] + ['largest']
+    print('| start | precision | input_norm | figure | ' + ' | '.join(columns) + ' |')
+    print('|---|---|---|---|' + '---:|' * len(columns))
     for start in ('scratch', 'plain network'):
         for precision, wrapper in WRAPPERS.items():
             for input_norm in ('rms', None):
@@ -72,11 +83,12 @@ def main() -> None:
                     'load_from': checkpoint if start != 'scratch' else None,
                 }
                 name = f'{start.split()[0]}-{precision}-{input_norm}'
-                log = train(args.work_dir / name, args.iterations, **options)
+                log = train(args.work_dir / name, iterations[precision], **options)
                 for figure in ('loss', 'grad_norm'):
                     values = [entry[figure] for entry in log]
-                    means = [statistics.mean(values[i * size : (i + 1) * size]) for i in range(args.windows)]
-                    cells = ' | '.join(f'{value:.3g}' for value in (*means, max(values)))
+                    windows = [values[i // INTERVAL : (i + WINDOW) // INTERVAL] for i in starts]
+                    means = [f'{statistics.mean(w):.3g}' if len(w) == WINDOW // INTERVAL else '' for w in windows]
+                    cells = ' | '.join([*means, f'{max(values):.3g}'])
                     print(f'| {start} | {precision} | {input_norm} | {figure} | {cells} |', flush=True)
 
 

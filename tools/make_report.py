@@ -266,6 +266,9 @@ def main() -> None:
         ),
         encoding='utf-8',
     )
+    for key, value in val[-1].items() if val else ():
+        if key.endswith(('mAP', 'mAP_50', 'mAP_75')):
+            print(f'{key}: {value:.3f}')
     print(f'Page of pictures: {page}')
 
 

@@ -111,8 +111,9 @@ def load_pretrained(
 
 def _read(checkpoint: str, map_location: str) -> dict[str, Tensor]:
     """Reads the state dict of a file, URL or ``torchvision://`` name, with ``weights_only=True`` in every case."""
-    force = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'  # mmengine loads URLs through torch.hub, whose default is False
-    before = os.environ.get(force)
+    # mmengine loads URLs through torch.hub, whose default is weights_only=False; torch refuses to be forced both ways.
+    force, forbid = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
+    before = {name: os.environ.pop(name, None) for name in (force, forbid)}
     os.environ[force] = '1'
     try:
         content = CheckpointLoader.load_checkpoint(checkpoint, map_location=map_location, logger='current')
@@ -131,8 +132,9 @@ def _read(checkpoint: str, map_location: str) -> dict[str, Tensor]:
         ) from error
     finally:
         os.environ.pop(force)
-        if before is not None:
-            os.environ[force] = before
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+    if not isinstance(content, dict):
+        raise ValueError(f'{checkpoint} holds a {type(content).__name__}, not a dict of weights')
     return content.get('state_dict', content)
 
 

@@ -167,3 +167,17 @@ def test_malicious_file_is_not_executed(saved, tmp_path, monkeypatch, by_url):
     with pytest.raises((pickle.UnpicklingError, ValueError)):
         load_pretrained(s6la(50), path)
     assert not done.exists()
+
+
+def test_loads_beside_the_workaround_variable(saved, monkeypatch):
+    """Many OpenMMLab users set it since torch 2.6; a good file must not be called damaged for it."""
+    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
+    source = plain(18)
+    network = s6la(18)
+    load_pretrained(network, saved(source))
+    torch.testing.assert_close(network.conv1.weight, source.conv1.weight, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('content', [torch.ones(3), [torch.ones(3)]], ids=['tensor', 'list'])
+def test_file_that_holds_no_dict(saved, content):
+    assert_untouched_by(s6la(18), saved(content), match=r'checkpoint\.pth')
