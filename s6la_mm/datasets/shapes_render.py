@@ -112,7 +112,7 @@ def _texture(rng: np.random.Generator, size: int, colour: np.ndarray, patterns: 
 
 
 def _colour(rng: np.random.Generator, others: list[np.ndarray], label: int | None = None) -> np.ndarray:
-    """A random colour, (3,) in 0..255, well apart from the others.
+    """A random colour, (3,) in 0..255 in BGR order, well apart from the others.
 
     Colour is a cue for the class, as it is in photographs, but does not give it away: the hues of a class scatter
     around a centre of its own and overlap with those of its neighbours on the colour circle.
