@@ -1,5 +1,7 @@
 """tools/get_flops.py and tools/benchmark_backbone.py, run as a user runs them."""
 
+import re
+
 import pytest
 from tool_runner import ROOT, check, run
 
@@ -32,6 +34,6 @@ def test_benchmark_backbone_prints_paired_ratios(layout):
     assert layout in output and '1 threads' in output
     for label in ('forward   ', 'forward + backward', 'peak memory'):
         (row,) = (line for line in output.splitlines() if line.startswith(label))
-        plain, s6la, ratio = [float(word) for word in row[20:].split() if word[0].isdigit()][:3]
+        plain, s6la, ratio = map(float, re.findall(r'[\d.]+', row[20:])[:3])
         # Two rounds of milliseconds: the median of the ratios is near the ratio of the medians, no more.
         assert ratio == pytest.approx(s6la / plain, rel=0.5)
