@@ -27,11 +27,10 @@ def test_get_flops_names_wrong_input():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('layout', ['channels_last', 'contiguous'])
-def test_benchmark_backbone_prints_paired_ratios(layout):
-    options = ['--depth', 18, '--shape', 1, 3, 64, 64, '--rounds', 2, '--threads', 1, '--layout', layout]
+def test_benchmark_backbone_prints_paired_ratios():
+    options = ['--depth', 18, '--shape', 1, 3, 64, 64, '--rounds', 2, '--threads', 1, '--layout', 'contiguous']
     output = check(run('benchmark_backbone.py', *options, '--device', 'cpu'))
-    assert layout in output and '1 threads' in output
+    assert 'contiguous' in output and '1 threads' in output
     for label in ('forward   ', 'forward + backward', 'peak memory'):
         (row,) = (line for line in output.splitlines() if line.startswith(label))
         plain, s6la, ratio = map(float, re.findall(r'[\d.]+', row[20:])[:3])
