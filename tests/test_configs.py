@@ -1,5 +1,6 @@
 """Every shipped config: short, builds, trains one step and predicts, spares S6LA's parameters from weight decay."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,16 @@ def test_data_root_default(path, monkeypatch):
     monkeypatch.delenv('S6LA_SHAPES_ROOT', raising=False)
     root = Config.fromfile(path).train_dataloader.dataset.data_root
     assert root == ('data/shapes/' if 'shapes' in path.stem else 'data/coco/')
+
+
+def test_the_five_lines_of_the_readme_are_the_shipped_config(tmp_path):
+    (lines,) = re.findall(r'```python\n(.*?)```', (ROOT.parent / 'README.md').read_text(), flags=re.DOTALL)
+    assert len(lines.splitlines()) == 5
+    (tmp_path / 'config.py').write_text(lines)
+    cfg = Config.fromfile(tmp_path / 'config.py')
+    shipped = Config.fromfile(ROOT / 'mask_rcnn' / 'mask-rcnn_s6la-r50_fpn_1x_coco.py')
+    for key in ('model', 'optim_wrapper', 'custom_imports', 'train_cfg'):
+        assert cfg[key].to_dict() == shipped[key].to_dict()
 
 
 @pytest.mark.parametrize('path', STEP_PARAMS)
