@@ -29,7 +29,7 @@ def test_there_are_configs():
 @pytest.mark.parametrize('path', CONFIGS, ids=IDS)
 def test_config_is_short_and_points_to_the_environment(path, monkeypatch):
     lines = [line for line in path.read_text().splitlines() if line.strip() and not line.startswith('#')]
-    assert len(lines) <= 25 if 'quickstart' in path.parts else len(lines) <= 20
+    assert len(lines) <= 20
     monkeypatch.setenv('COCO_ROOT', 'elsewhere')
     monkeypatch.setenv('S6LA_SHAPES_ROOT', 'elsewhere')
     cfg = Config.fromfile(path)

@@ -41,7 +41,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def train(work_dir: Path, iterations: int, **options: object) -> list[dict]:
-    """Trains without validation in a process of its own, or takes the finished run that is there.
+    """Trains in a process of its own, or takes the finished run that is there.
 
     Returns:
         list[dict]: What the logger wrote, one entry per interval.
@@ -66,7 +66,7 @@ def train(work_dir: Path, iterations: int, **options: object) -> list[dict]:
             raise SystemExit(f'error: the run in {work_dir} failed; its log is there')
     scalars = sorted(work_dir.glob('*/vis_data/scalars.json'))[-1]
     entries = [json.loads(line) for line in scalars.read_text().splitlines()]
-    return [entry for entry in entries if 'loss' in entry]  # without a validation at the end
+    return [entry for entry in entries if 'loss' in entry]  # not the validation at the end
 
 
 def largest_state(work_dir: Path, iterations: int, images: list[str]) -> dict[str, float]:

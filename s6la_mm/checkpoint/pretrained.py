@@ -81,7 +81,8 @@ def load_pretrained(
     new = [k for k in missing if k.startswith(may_be_new)]
     left_out = [k for k in source if k not in target]
     # A head is left out as expected; a block that the backbone does not have means another depth.
-    foreign = [k for k in left_out if k.split('.')[0] in {t.split('.')[0] for t in target if '.' in t}]
+    parts = {k.split('.')[0] for k in target if '.' in k}
+    foreign = [k for k in left_out if k.split('.')[0] in parts]
     problems = {
         'other shape': [f'{k} {tuple(source[k].shape)} against {tuple(target[k].shape)}' for k in reshaped],
         'missing from the checkpoint': [k for k in missing if k not in new],

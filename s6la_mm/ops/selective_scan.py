@@ -68,8 +68,7 @@ def selective_update(
         tensor([0.1000])
     """
     _check(h, x, dt, A, B, dt_bias, discretization, depth=())
-    h_, *inputs = _to_compute_dtype(h, x, dt, A, B, dt_bias)
-    x_, dt_, A_, B_, dt_bias_ = inputs
+    h_, x_, dt_, A_, B_, dt_bias_ = _to_compute_dtype(h, x, dt, A, B, dt_bias)
     return reference.step(h_, x_, dt_, A_, B_, dt_bias_, dt_softplus, discretization == 'zoh').to(h.dtype)
 
 
@@ -118,8 +117,7 @@ def selective_scan(
         shape = x.shape[1:] + A.shape[1:]
         h0 = torch.zeros(shape, dtype=x.dtype, device=x.device)
     _check(h0, x, dt, A, B, dt_bias, discretization, depth=x.shape[:1])
-    h, *inputs = _to_compute_dtype(h0, x, dt, A, B, dt_bias)
-    x_, dt_, A_, B_, dt_bias_ = inputs
+    h, x_, dt_, A_, B_, dt_bias_ = _to_compute_dtype(h0, x, dt, A, B, dt_bias)
     states = []
     for x_t, dt_t, B_t in zip(x_, dt_, B_):
         h = reference.step(h, x_t, dt_t, A_, B_t, dt_bias_, dt_softplus, discretization == 'zoh')
