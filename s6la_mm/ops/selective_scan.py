@@ -1,5 +1,7 @@
 """The public op of S6LA: one selective state update, and the scan of several of them over depth.
 
+Both run as one compiled op (csrc/) on devices that it has been compiled for, and in plain PyTorch elsewhere.
+
 Definition (``A`` diagonal and negative, Δ > 0; S6 of Gu & Dao, arXiv 2312.00752, eq. 2, over the layers of a network
 as in S6LA, arXiv 2502.10463)::
 
@@ -21,9 +23,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import reference
+from . import extension, reference
+from .checks import DISCRETIZATIONS, check_arguments, check_tensors
 
-DISCRETIZATIONS = ('euler', 'zoh')
+if extension.compiled_devices():
+    from . import library  # noqa: F401  (registers what torch.library needs beside the kernels)
 
 
 def selective_update(
@@ -36,11 +40,16 @@ def selective_update(
     dt_bias: Tensor | None = None,
     dt_softplus: bool = False,
     discretization: str = 'euler',
+    norm_eps: float | None = None,
 ) -> Tensor:
     """Updates the state once: what one layer of the network writes.
 
     Arithmetic is float32, or float64 where an input is float64, whatever the storage types; gradients flow to every
     tensor. ``discretization='zoh'`` divides by ``A``, which must then be non-zero.
+
+    With ``norm_eps`` x, dt and B are first divided by ``sqrt(mean(x²) + norm_eps)``, the mean taken over the channels
+    of a pixel or token. That is an RMS norm of x for free, where dt and B are linear maps of x: the norm's factor is
+    the same before and after them.
 
     Args:
         h (Tensor): State, map (batch, N, *space) or token (batch, D, N).
@@ -51,12 +60,14 @@ def selective_update(
         dt_bias (Tensor, optional): Added to ``dt``, (N,) or (D,). Defaults to None.
         dt_softplus (bool): Pass dt (+ bias) through softplus. Defaults to False.
         discretization (str): ``'euler'`` or ``'zoh'``. Defaults to ``'euler'``.
+        norm_eps (float, optional): Normalise x, dt and B by the root mean square of x. Defaults to None: they are
+            taken as they are.
 
     Returns:
         Tensor: Next state, shape and dtype of ``h``.
 
     Raises:
-        TypeError: If an argument is not a floating-point tensor.
+        TypeError: If an argument is not a dense tensor of float64, float32, float16 or bfloat16.
         ValueError: If a shape, a device or ``discretization`` does not fit; the message names it.
 
     Example:
@@ -67,9 +78,12 @@ def selective_update(
         >>> selective_update(h, x, dt, A, B).unique()
         tensor([0.1000])
     """
-    _check(h, x, dt, A, B, dt_bias, discretization, depth=())
-    h_, x_, dt_, A_, B_, dt_bias_ = _to_compute_dtype(h, x, dt, A, B, dt_bias)
-    return reference.step(h_, x_, dt_, A_, B_, dt_bias_, dt_softplus, discretization == 'zoh').to(h.dtype)
+    check_arguments(h, x, dt, A, B, dt_bias, depth=(), state='h')
+    zoh = _is_zoh(discretization)
+    if norm_eps is not None and reference.is_token_layout(A):  # small tensors: the kernel leaves them to PyTorch
+        x, dt, B = reference.normalize(x, dt, B, norm_eps)
+        norm_eps = None
+    return _scan(x.unsqueeze(0), dt.unsqueeze(0), A, B.unsqueeze(0), h, dt_bias, dt_softplus, zoh, False, norm_eps)
 
 
 def selective_scan(
@@ -102,7 +116,7 @@ def selective_scan(
         Tensor: Last state in the dtype of ``h0`` (of ``x`` without one), or the states with a leading axis L.
 
     Raises:
-        TypeError: If an argument is not a floating-point tensor.
+        TypeError: If an argument is not a dense tensor of float64, float32, float16 or bfloat16.
         ValueError: If a shape, a device or ``discretization`` does not fit; the message names it.
 
     Example:
@@ -113,62 +127,36 @@ def selective_scan(
     """
     if h0 is None:
         # A scan needs a state to be checked against; the right shape follows from the layout.
-        _check_tensors(x=x, A=A)
-        shape = x.shape[1:] + A.shape[1:]
-        h0 = torch.zeros(shape, dtype=x.dtype, device=x.device)
-    _check(h0, x, dt, A, B, dt_bias, discretization, depth=x.shape[:1])
-    h, x_, dt_, A_, B_, dt_bias_ = _to_compute_dtype(h0, x, dt, A, B, dt_bias)
-    states = []
-    for x_t, dt_t, B_t in zip(x_, dt_, B_):
-        h = reference.step(h, x_t, dt_t, A_, B_t, dt_bias_, dt_softplus, discretization == 'zoh')
-        states.append(h)
-    if not return_states:
-        return h.to(h0.dtype)
-    return (torch.stack(states) if states else h.new_empty((0, *h.shape))).to(h0.dtype)
+        check_tensors(x=x, A=A)
+        h0 = x.new_zeros(x.shape[1:] + A.shape[1:])
+    check_arguments(h0, x, dt, A, B, dt_bias, depth=x.shape[:1], state='h0')
+    return _scan(x, dt, A, B, h0, dt_bias, dt_softplus, _is_zoh(discretization), return_states, None)
 
 
-def _to_compute_dtype(*tensors: Tensor | None) -> list[Tensor | None]:
-    """Casts to float64 if any tensor is float64, else to float32."""
-    given = [t for t in tensors if t is not None]
-    dtype = torch.float64 if any(t.dtype == torch.float64 for t in given) else torch.float32
-    return [None if t is None else t.to(dtype) for t in tensors]
+def _is_zoh(discretization: str) -> bool:
+    if discretization not in DISCRETIZATIONS:
+        raise ValueError(f'discretization={discretization!r} is not one of {DISCRETIZATIONS}')
+    return discretization == 'zoh'
 
 
-def _check_tensors(**tensors: object) -> None:
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise TypeError(f'{name} must be a floating-point tensor, got {got}')
-
-
-def _check(
-    h: Tensor,
+def _scan(
     x: Tensor,
     dt: Tensor,
     A: Tensor,
     B: Tensor,
+    h0: Tensor,
     dt_bias: Tensor | None,
-    discretization: str,
-    depth: tuple[int, ...],
-) -> None:
-    """Raises on anything that does not fit the layout table of the module; ``depth`` is (L,) for a scan."""
-    if discretization not in DISCRETIZATIONS:
-        raise ValueError(f'discretization={discretization!r} is not one of {DISCRETIZATIONS}')
-    tensors = dict(h=h, x=x, dt=dt, A=A, B=B) | ({} if dt_bias is None else dict(dt_bias=dt_bias))
-    _check_tensors(**tensors)
-    if A.dim() not in (1, 2):
-        raise ValueError(f'A must be (N,) for maps or (D, N) for tokens, got shape {tuple(A.shape)}')
-    if reference.is_token_layout(A):
-        if h.dim() != 3 or h.shape[1:] != A.shape:
-            raise ValueError(f'h must be (batch, {A.shape[0]}, {A.shape[1]}) to fit A, got {tuple(h.shape)}')
-        expected = dict(x=h.shape[:2], dt=h.shape[:2], B=(h.shape[0], h.shape[2]))
-    else:
-        if h.dim() < 2 or h.shape[1] != A.shape[0]:
-            raise ValueError(f'h must be (batch, {A.shape[0]}, *space) to fit A, got {tuple(h.shape)}')
-        expected = dict(x=h.shape, dt=h.shape, B=h.shape)
-    expected = {name: (*depth, *shape) for name, shape in expected.items()} | dict(dt_bias=A.shape[:1])
-    for name, tensor in tensors.items():
-        if tensor.device != h.device:
-            raise ValueError(f'{name} is on {tensor.device}, but the state is on {h.device}: move it there')
-        if name in expected and tuple(tensor.shape) != tuple(expected[name]):
-            raise ValueError(f'{name} must have shape {tuple(expected[name])}, got {tuple(tensor.shape)}')
+    dt_softplus: bool,
+    zoh: bool,
+    return_states: bool,
+    norm_eps: float | None,
+) -> Tensor:
+    """The compiled op where the state's device has kernels; elsewhere, and in what is exported, plain PyTorch."""
+    arguments = (x, dt, A, B, h0, dt_bias, dt_softplus, zoh, return_states, norm_eps)
+    # Nobody who runs an exported graph can be expected to have the op.
+    if not (torch.compiler.is_exporting() or torch.jit.is_tracing()):
+        if h0.device.type in extension.compiled_devices():
+            return torch.ops.s6la_mm.selective_scan(*arguments)
+        if h0.device.type != 'meta' and not torch.compiler.is_compiling():
+            extension.warn_not_compiled(h0.device.type)
+    return reference.scan(*arguments)

@@ -157,8 +157,12 @@ def test_empty_and_single(layout, batch, depth):
         (dict(A=torch.zeros(3, 3, 3)), ValueError, r'A must be \(N,\) for maps or \(D, N\) for tokens'),
         (dict(h=torch.zeros(2, 99, 4)), ValueError, 'h must be .* to fit A'),
         (dict(dt=torch.zeros(2, 6, device='meta')), ValueError, 'dt is on meta, but the state is on cpu'),
-        (dict(x=torch.zeros(2, 6, dtype=torch.int64)), TypeError, 'x must be a floating-point tensor, got torch.int64'),
-        (dict(A=None), TypeError, 'A must be a floating-point tensor, got NoneType'),
+        (
+            dict(x=torch.zeros(2, 6, dtype=torch.int64)),
+            TypeError,
+            'x must be a dense tensor of float64.*got torch.int64',
+        ),
+        (dict(A=None), TypeError, 'A must be a dense tensor.*got NoneType'),
     ],
 )
 def test_wrong_arguments(layout, change, error, message):
