@@ -25,7 +25,13 @@ class _StateBlock:
         self.read = StateRead(state_dim, self.conv1)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        out = self.relu(self.norm1(self.conv1(x) + self.read(h)))
+        norm1 = self.norm1
+        if isinstance(norm1, nn.Identity):
+            raise RuntimeError(
+                'norm1 of this block has been folded into conv1 (fuse_conv_bn), but not into the read of the state, '
+                'which it scales too. Do not fuse an S6LA backbone: leave out --fuse-conv-bn.'
+            )
+        out = self.relu(norm1(self.read.add_to(self.conv1(x), h)))
         out = self._after_conv1(out)
         out += x if self.downsample is None else self.downsample(x)
         return self.relu(out)
@@ -197,22 +203,25 @@ class S6LAResNet(PretrainedMixin, ResNet):
         h = self.initial_state.view(1, -1, 1, 1).expand(x.shape[0], -1, *x.shape[2:])
         outs = []
         for stage, name in enumerate(self.res_layers):
+            composed = self.cells[name].compose() if name in self.cells else None
             for index, block in enumerate(getattr(self, name)):
                 cell = self.cells[name] if self._writes(stage, index) else None
                 if self.with_cp and torch.is_grad_enabled():
-                    x, h = cp.checkpoint(self._layer, block, cell, x, h, use_reentrant=False)
+                    x, h = cp.checkpoint(self._layer, block, cell, composed, x, h, use_reentrant=False)
                 else:
-                    x, h = self._layer(block, cell, x, h)
+                    x, h = self._layer(block, cell, composed, x, h)
             if stage in self.out_indices:
                 outs.append(x)
         return (*outs, h) if self.out_state else tuple(outs)
 
     @staticmethod
-    def _layer(block: nn.Module, cell: S6LAMapCell | None, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    def _layer(
+        block: nn.Module, cell: S6LAMapCell | None, composed: tuple[Tensor, Tensor] | None, x: Tensor, h: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """One layer of the network: the block reads the state, the state is pooled, the cell writes to it."""
         x = block(x, h) if isinstance(block, _StateBlock) else block(x)
         h = pool_state(h, block.stride)
-        return x, (h if cell is None else cell(x, h))
+        return x, (h if cell is None else cell(x, h, composed))
 
 
 def _check_options(arch_settings: dict, options: dict) -> None:

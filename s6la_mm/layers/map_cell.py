@@ -59,6 +59,21 @@ class StateRead(nn.Conv2d):
             return F.conv2d(h[..., :: self.stride[0], :: self.stride[1]], self.weight)
         return super().forward(h)
 
+    def add_to(self, out: Tensor, h: Tensor) -> Tensor:
+        """Adds the read of the state to ``out``, the block's first convolution, in place; returns it."""
+        plain = self.kernel_size == self.stride == (1, 1) and out.dtype == h.dtype == self.weight.dtype
+        if plain and not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()):
+            # A matrix product that adds to its result: one pass over ``out`` instead of three.
+            weight = self.weight.flatten(1)
+            if out.is_contiguous():
+                out.flatten(2).baddbmm_(weight.expand(len(h), -1, -1), h.flatten(2))
+                return out
+            if out.is_contiguous(memory_format=torch.channels_last):
+                rows = out.permute(0, 2, 3, 1).view(-1, out.shape[1])
+                rows.addmm_(h.permute(0, 2, 3, 1).reshape(len(rows), -1), weight.t())
+                return out
+        return out.add_(self(h))
+
     def init_weights(self) -> None:
         """Called by mmengine after a parent's ``init_cfg``, which would otherwise have the last word."""
         self.reset_parameters()
@@ -137,36 +152,44 @@ class S6LAMapCell(BaseModule):
             self.input_norm.reset_parameters()
         self._reset_state_parameters()
 
-    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+    def compose(self) -> tuple[Tensor, Tensor]:
+        """What the writes of one forward pass share: A, (N,), and the joint weight of the projections to Δ and B.
+
+        RMSNorm(u) is u / rms(u) ⊙ gain, and the op divides. The gain is taken into the weight, (2 N, N, 1, 1): it
+        scales what the projections read, and what B multiplies.
+        """
+        A = -_at_least_float32(self.A_log).exp()
+        if self.input_norm is None:
+            return A, torch.cat((self.dt_proj.weight, self.B_proj.weight))
+        gain = self.input_norm.weight
+        read_gain, write_gain = gain.view(1, -1, 1, 1), gain.view(-1, 1, 1, 1)
+        return A, torch.cat((self.dt_proj.weight, self.B_proj.weight * write_gain)) * read_gain
+
+    def forward(self, x: Tensor, h: Tensor, composed: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Returns the next state.
 
         Args:
             x (Tensor): The block's output, (batch, D, H, W).
             h (Tensor): State, (batch, N, H, W); it keeps its own dtype under autocast.
+            composed (tuple[Tensor, Tensor], optional): The result of :meth:`compose`, for several writes in a row.
 
         Returns:
             Tensor: Next state, (batch, N, H, W), in the dtype of ``h``.
         """
+        A, weight = self.compose() if composed is None else composed
         u = self.in_proj(x)
-        if self.input_norm is not None:
-            u = self._normalize(u)
+        dt, B = F.conv2d(u, weight).chunk(2, dim=1)
         return selective_update(
             h,
             u,
-            self.dt_proj(u),
-            -_at_least_float32(self.A_log).exp(),
-            self.B_proj(u),
+            dt,
+            A,
+            B,
             dt_bias=self.dt_bias,
             dt_softplus=True,
             discretization=self.discretization,
+            norm_eps=None if self.input_norm is None else self.input_norm.eps,
         )
-
-    def _normalize(self, u: Tensor) -> Tensor:
-        """RMS norm over the channels of each pixel, (batch, N, H, W); its mean of squares needs float32."""
-        norm = self.input_norm
-        u = _at_least_float32(u.permute(0, 2, 3, 1))
-        u = F.rms_norm(u, norm.normalized_shape, norm.weight.to(u.dtype), norm.eps)
-        return u.permute(0, 3, 1, 2).to(self.dt_proj.weight.dtype)
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

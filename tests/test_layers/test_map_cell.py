@@ -241,6 +241,25 @@ def test_split_read_equals_convolution_of_the_concatenation(kernel_size, stride,
     torch.testing.assert_close(conv1(x) + read(h), joint(torch.cat([x, h], dim=1)), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('kernel_size', [1, 3])
+@pytest.mark.parametrize('grad', [True, False])
+def test_adding_a_read_in_place(memory_format, kernel_size, grad):
+    """The matrix product of inference and the convolution of training, on any layout of the state."""
+    torch.manual_seed(0)
+    conv1 = nn.Conv2d(5, 7, kernel_size, padding=kernel_size // 2, bias=False).double()
+    read = StateRead(3, conv1).double()
+    nn.init.normal_(read.weight)
+    x, h = make_maps(channels=5, state_dim=3, size=(4, 6), dtype=torch.float64)
+    expected = conv1(x) + nn.functional.conv2d(h, read.weight, padding=kernel_size // 2)
+    for state in (h, h.to(memory_format=torch.channels_last), h.transpose(2, 3).contiguous().transpose(2, 3)):
+        out = conv1(x).detach().to(memory_format=memory_format)
+        with torch.set_grad_enabled(grad):
+            added = read.add_to(out, state)
+        assert added.data_ptr() == out.data_ptr() and added.requires_grad == grad
+        torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize('stride', [1, 2, 4])
 @pytest.mark.parametrize('kernel_size', [1, 3, 7])
 def test_pooled_state_has_the_size_of_a_strided_convolution(stride, kernel_size):
