@@ -1,6 +1,10 @@
-"""Packaging of s6la_mm: `pip install .` or `pip install -e .`, where torch and the OpenMMLab packages are."""
+"""Packaging of s6la_mm: `pip install --no-build-isolation -e .`, where torch and the OpenMMLab packages are.
+
+Compiles the op when it can (build_ops.py); python setup.py build_ext --inplace does only that.
+"""
 
 import runpy
+import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -19,7 +23,7 @@ INSTALL_REQUIRES = ['torch>=2.6', 'torchvision', 'numpy', 'matplotlib', 'pycocot
 MMDET = ['mmengine>=0.10.3,<1', 'mmdet>=3.3,<3.4', 'setuptools<81']
 MMSEG = [*MMDET, 'mmsegmentation>=1.2,<1.3', 'ftfy', 'regex']
 MMPRETRAIN = [*MMDET, 'mmpretrain>=1.2,<1.3', 'importlib_metadata']
-TESTS = ['pytest']
+TESTS = ['pytest', 'onnx', 'onnxruntime', 'onnxscript']
 EXTRAS = {
     'mmdet': MMDET,
     'mmseg': MMSEG,
@@ -29,6 +33,12 @@ EXTRAS = {
     'dev': [*TESTS, 'ruff', 'pre-commit'],
 }
 
+# pip runs this file several times, and all but one of the runs are about metadata: they need no extension.
+METADATA = {'egg_info', 'dist_info', 'sdist', 'clean'}
+commands = {argument for argument in sys.argv[1:] if not argument.startswith('-')}
+# Run, not imported: this folder is not on the import path when pip is at work.
+build_ops = runpy.run_path(str(ROOT / 'build_ops.py'))
+extension = build_ops['setup_arguments']() if commands and not commands & METADATA else {}
 
 setup(
     name='s6la_mm',
@@ -49,4 +59,5 @@ setup(
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS,
     zip_safe=False,
+    **extension,
 )

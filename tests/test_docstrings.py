@@ -8,6 +8,7 @@ import pytest
 MODULES = [
     'backbones.s6la_resnet',
     'checkpoint.safe_globals',
+    'collect_env',
     'layers.eca',
     'layers.map_cell',
     'ops.selective_scan',

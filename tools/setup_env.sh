@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Creates or updates the virtual environment of this clone; a second run is instant. Run it, or source it from
-# another script: then $root (the clone) and $venv (the environment) are set.
+# Creates or updates the virtual environment of this clone and compiles the op in it; a second run is instant. Run it,
+# or source it from another script: then $root (the clone) and $venv (the environment) are set.
 #
 #   S6LA_VENV       where the environment lives (default: .venv in this clone)
 #   PYTHON          the interpreter it is made from (default: the first usable of python3, python3.11, 3.12, 3.10)
 #   PIP_FIND_LINKS  pip's own variable; a mmcv wheel found there is used, else mmcv's ops are compiled here
 #   MAX_JOBS        compiler processes (default: the number of cores)
+#   S6LA_WITH_OPS   0 leaves the op out: PyTorch computes it, slower
+#   S6LA_WITH_CUDA  0 or 1: compile the op's CUDA kernels (default: where a GPU is visible, since it takes minutes)
 #
 # Safe to interrupt, since the stamp that says "complete" is written last, and to start twice at once: one waits.
 set -euo pipefail
@@ -102,7 +104,7 @@ build_mmcv() {
     mkdir -p "$build"
     set -m # own process group, so that an interrupt ends the compilers too
     # no pip cache: it may hold a wheel of mmcv without ops, or one compiled for another torch
-    TMPDIR=$build MMCV_WITH_OPS=1 MAX_JOBS=$jobs CFLAGS="${CFLAGS:-} -g0" \
+    PATH=$venv/bin:$PATH TMPDIR=$build MMCV_WITH_OPS=1 MAX_JOBS=$jobs CFLAGS="${CFLAGS:-} -g0" \
         pip_install --no-cache-dir --no-build-isolation --no-deps --no-binary mmcv --force-reinstall -r "$mmcv" \
         >"$log" 2>&1 &
     pid=$!
@@ -154,6 +156,35 @@ points_here() {
     [ "$origin" = "$root/s6la_mm/__init__.py" ]
 }
 
+gpu_is_visible() { [ -n "${CUDA_VISIBLE_DEVICES-all}" ] && compgen -G '/dev/nvidia[0-9]*' >/dev/null; }
+
+# The compiled op lies in the clone, beside the package, and fits one torch and one mmcv.
+build_op() {
+    local cuda=${S6LA_WITH_CUDA:-} log=$root/build/op.log stamp=$root/build/op_stamp packages sources
+    if [ "${S6LA_WITH_OPS:-1}" = 0 ]; then return; fi
+    if [ -z "$cuda" ] && [ "${FORCE_CUDA:-0}" = 0 ] && ! gpu_is_visible; then cuda=0; fi
+    packages=$(cd "$venv/lib" && echo python3*/site-packages/{torch,*mmcv}-*.dist-info | cksum)
+    sources=$(cd "$root" && (find s6la_mm/ops/csrc -type f -print0 | sort -z | xargs -0 cat setup.py build_ops.py &&
+        echo "$cuda ${FORCE_CUDA:-} ${TORCH_CUDA_ARCH_LIST:-} ${CUDA_HOME:-}") | cksum)
+    if [ "$(cat "$stamp" 2>/dev/null)" = "$packages, $sources" ] && compgen -G "$root/s6la_mm/_ext*.so" >/dev/null; then
+        return
+    fi
+    case $(cat "$stamp" 2>/dev/null) in "$packages,"*) ;; *) rm -rf "$root"/build/temp.* ;; esac
+    mkdir -p "$root/build"
+    rm -f "$stamp"
+    say "compiling the op, which takes a few minutes; log in $log"
+    if ! (cd "$root" && PATH=$venv/bin:$PATH MAX_JOBS=${MAX_JOBS:-$(getconf _NPROCESSORS_ONLN)} \
+        S6LA_WITH_OPS=1 S6LA_WITH_CUDA=$cuda "$venv/bin/python" setup.py build_ext --inplace >"$log" 2>&1); then
+        tail -n 30 "$log" >&2
+        die "compiling the op failed: the last lines are above, all in $log. To do without it: S6LA_WITH_OPS=0 $0"
+    fi
+    (cd / && PYTHONPATH=$root "$venv/bin/python" -W ignore -c \
+        'import sys; from s6la_mm.ops import extension; sys.exit(extension.load_error())') ||
+        die "the op is compiled and does not load; the reason is above"
+    grep -h '^s6la_mm: ' "$log"
+    echo "$packages, $sources" >"$stamp"
+}
+
 mkdir -p "$(dirname "$venv")"
 if command -v flock >/dev/null; then
     exec 9>"$venv.lock"
@@ -174,7 +205,9 @@ if [ "$(cat "$venv/s6la_stamp" 2>/dev/null)" != "$stamp" ] || ! "$venv/bin/pytho
 fi
 if ! points_here; then
     say "installing s6la_mm (editable) from $root"
-    pip_install --quiet --no-build-isolation --no-deps -e "$root"
+    # without the op, which pip would compile from nothing each time
+    S6LA_WITH_OPS=0 S6LA_WITH_CUDA='' FORCE_CUDA='' pip_install --quiet --no-build-isolation --no-deps -e "$root"
 fi
+build_op
 exec 9>&- # another process may go on
 say "ready: $venv"
