@@ -22,6 +22,8 @@ int64_t blocks_for_warps(int64_t warps) {
 // Whether `width` elements of every operand can be read at once, wherever a row starts.
 bool aligned(const std::vector<std::pair<Operand, int64_t>>& operands, const Problem& p, int64_t width) {
   if (p.inner % width != 0) return false;
+  // They may be slices of a larger tensor.
+  if ((reinterpret_cast<uintptr_t>(p.A) | reinterpret_cast<uintptr_t>(p.bias)) % 16 != 0) return false;
   for (const auto& [o, element_size] : operands) {
     if (o.data == nullptr) continue;
     const int64_t bytes = std::min<int64_t>(width * element_size, 16);
