@@ -1,25 +1,35 @@
-"""Time and memory of S6LA-ResNet against the plain ResNet, in alternating runs of one process.
+"""Time and memory of S6LA-ResNet against the plain ResNet and RLA-ResNet, in alternating runs of one process.
 
-Machines drift; the ratio of two neighbouring runs does not. Each round times the plain network and then S6LA, and the
-table has the median of the rounds' ratios with their spread.
+Machines drift; the ratio of two neighbouring runs does not. Each round times every network, and the table has the
+medians of the rounds' ratios with their spread. ``--scaling`` shows instead how the cost grows with pixels and depth.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
+from unittest import mock
 
 import torch
 from mmdet.models import ResNet
+from rla_resnet import RLAResNet
 from torch import nn
 
 from s6la_mm.backbones import S6LAResNet
+from s6la_mm.ops import extension
+from s6la_mm.utils.benchmark import (
+    PeakMemory,
+    alternating_rounds,
+    describe_device,
+    paired_ratios,
+    run_in_child,
+    spread,
+)
 
 DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
+NETWORKS = {'plain': ResNet, 'S6LA': S6LAResNet, 'RLA': RLAResNet}
+PASSES = {'forward, eval': False, 'forward + backward': True}
 
 
 def parse_args() -> argparse.Namespace:
@@ -32,17 +42,40 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--layout', choices=['channels_last', 'contiguous'], default='channels_last')
     parser.add_argument('--threads', type=int, default=torch.get_num_threads(), help='CPU threads')
     parser.add_argument('--rounds', type=int, default=10, help='timed rounds after 2 that are not counted')
+    parser.add_argument('--eager', action='store_true', help='S6LA without its compiled op, though it is there')
+    parser.add_argument('--scaling', action='store_true', help='the cost over --sizes and --depths')
+    parser.add_argument('--sizes', type=int, nargs='*', default=[224, 448, 896], help='image sizes, at --depth')
+    parser.add_argument('--depths', type=int, nargs='*', default=[50, 101, 152], help='at --shape')
     args = parser.parse_args()
-    if args.rounds < 1 or args.threads < 1 or min(args.shape) < 1:
-        parser.error('--rounds, --threads and --shape must be positive')
+    if min(args.rounds, args.threads, *args.shape, *args.sizes) < 1:
+        parser.error('--rounds, --threads, --shape and --sizes must be positive')
+    if not set(args.depths) <= set(ResNet.arch_settings):
+        parser.error(f'--depths must be out of {tuple(ResNet.arch_settings)}')
     return args
 
 
-def build(name: str, args: argparse.Namespace) -> tuple[nn.Module, torch.Tensor]:
-    """Builds a backbone (``'plain'`` or ``'s6la'``) that trains its norms, and its input."""
-    torch.manual_seed(0)
+def set_up(args: argparse.Namespace) -> None:
+    """What every process of a measurement needs."""
     torch.set_num_threads(args.threads)
-    backbone = (S6LAResNet if name == 's6la' else ResNet)(depth=args.depth, in_channels=args.shape[1], norm_eval=False)
+    if args.eager:
+        mock.patch.multiple(
+            extension, compiled_devices=lambda: frozenset(), warn_not_compiled=lambda device: None
+        ).start()
+
+
+def describe_update(args: argparse.Namespace) -> str:
+    """Which code updates the state."""
+    if args.eager:
+        return 'the PyTorch formula, because of --eager'
+    if torch.device(args.device).type in extension.compiled_devices():
+        return f'compiled, {extension.build_info()}'
+    return f'the PyTorch formula: NOT COMPILED for {args.device} ({extension.load_error() or "built without it"})'
+
+
+def build(name: str, args: argparse.Namespace) -> tuple[nn.Module, torch.Tensor]:
+    """Builds one of ``NETWORKS``, which trains its norms, and its input."""
+    torch.manual_seed(0)
+    backbone = NETWORKS[name](depth=args.depth, in_channels=args.shape[1], norm_eval=False)
     images = torch.rand(*args.shape)
     if args.layout == 'channels_last':
         backbone, images = (
@@ -53,81 +86,83 @@ def build(name: str, args: argparse.Namespace) -> tuple[nn.Module, torch.Tensor]
 
 
 def step(backbone: nn.Module, images: torch.Tensor, args: argparse.Namespace, backward: bool) -> None:
-    """One forward pass in evaluation mode, or one forward and backward pass in training mode."""
+    """One forward pass in inference mode, or one forward and backward pass in training mode."""
     backbone.train(backward)
     autocast = torch.autocast(images.device.type, DTYPES[args.dtype], enabled=args.dtype != 'float32')
-    with torch.set_grad_enabled(backward), autocast:
+    with torch.inference_mode(not backward), autocast:
         outs = backbone(images)
     if backward:
         backbone.zero_grad(set_to_none=True)
         sum(out.float().mean() for out in outs).backward()
 
 
-def seconds(function: Callable[[], None], device: str) -> float:
-    """Wall-clock seconds of one call, the device's work included."""
-    if device != 'cpu':
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    function()
-    if device != 'cpu':
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+def measure(names: Sequence[str], args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
+    """Seconds by pass and network, a list over the rounds."""
+    models = {name: build(name, args) for name in names}
+    return {
+        label: alternating_rounds(
+            {name: partial(step, *model, args, backward) for name, model in models.items()}, args.rounds, args.device
+        )
+        for label, backward in PASSES.items()
+    }
 
 
-def resident_mib(field: str) -> float:
-    """This process's ``VmRSS`` (resident memory now) or ``VmHWM`` (its peak) in MiB, from Linux's /proc.
-
-    Not getrusage: a child starts with its parent's peak there.
-    """
-    with open('/proc/self/status') as status:
-        return next(int(line.split()[1]) for line in status if line.startswith(field)) / 1024
-
-
-def measure_memory(name: str, args: argparse.Namespace, queue: multiprocessing.Queue) -> None:
-    """Puts the peak memory in MiB of training steps into the queue: weights, gradients and activations."""
-    before = resident_mib('VmRSS')
-    backbone, images = build(name, args)
-    for _ in range(2):
-        step(backbone, images, args, backward=True)
-    on_cpu = args.device == 'cpu'
-    queue.put(resident_mib('VmHWM') - before if on_cpu else torch.cuda.max_memory_allocated() / 1024**2)
+def training_memory(name: str, args: argparse.Namespace) -> float:
+    """Peak memory in MiB of training steps: weights, gradients and activations; for a process of its own."""
+    set_up(args)
+    with PeakMemory(args.device) as peak:
+        backbone, images = build(name, args)
+        for _ in range(2):
+            step(backbone, images, args, backward=True)
+    return peak.bytes / 2**20
 
 
-def peak_memory(name: str, args: argparse.Namespace) -> float:
-    """Peak memory in MiB, measured in a process of its own: a peak cannot be reset on the CPU."""
-    context = multiprocessing.get_context('spawn')
-    queue = context.Queue()
-    process = context.Process(target=measure_memory, args=(name, args, queue))
-    process.start()
-    process.join()
-    if process.exitcode != 0:
-        raise SystemExit(f'error: the memory measurement of {name} ended with status {process.exitcode}')
-    return queue.get()
+def print_comparison(args: argparse.Namespace) -> None:
+    """Prints the table of the three networks."""
+    print(f'ResNet-{args.depth}, {tuple(args.shape)}')
+    print(f'{"":<20}{"plain":>12}{"S6LA":>12}{"RLA":>12}  {"S6LA / plain":<25}{"RLA / plain":<25}S6LA / RLA')
+    for label, times in measure(tuple(NETWORKS), args).items():
+        cells = ''.join(f'{spread(times[name]).median * 1e3:>9.1f} ms' for name in NETWORKS)
+        ratios = [paired_ratios(times[a], times[b]) for a, b in (('S6LA', 'plain'), ('RLA', 'plain'), ('S6LA', 'RLA'))]
+        print(f'{label:<20}{cells}  ' + ''.join(f'{ratio!s:<25}' for ratio in ratios).rstrip())
+    memory = {name: run_in_child(training_memory, name, args) for name in NETWORKS}
+    cells = ''.join(f'{value:>8.0f} MiB' for value in memory.values())
+    ratios = [memory['S6LA'] / memory['plain'], memory['RLA'] / memory['plain'], memory['S6LA'] / memory['RLA']]
+    print(f'{"peak memory":<20}{cells}  ' + ''.join(f'{ratio:<25.3f}' for ratio in ratios).rstrip())
+
+
+def print_scaling(args: argparse.Namespace) -> None:
+    """Prints two tables: a growing image and a growing depth, with the time per megapixel and per block."""
+    batch, channels, height, width = args.shape
+    sizes = [
+        (f'{size} x {size}', batch * size**2 / 1e6, dict(shape=[batch, channels, size, size])) for size in args.sizes
+    ]
+    depths = [(f'ResNet-{depth}', sum(ResNet.arch_settings[depth][1]), dict(depth=depth)) for depth in args.depths]
+    for title, unit, cases in (
+        (f'pixels: ResNet-{args.depth}, batch {batch}', 'megapixel', sizes),
+        (f'depth: {(batch, channels, height, width)}', 'block', depths),
+    ):
+        print(f'\n{title}; "added" is S6LA - plain')
+        print(f'{"":<32}{"plain":>12}{"S6LA":>12}  {"S6LA / plain":<25}{"S6LA":>10}{"added":>10}  ms per {unit}')
+        for name, units, changes in cases:
+            case = argparse.Namespace(**{**vars(args), **changes})
+            for label, times in measure(('plain', 'S6LA'), case).items():
+                plain, s6la = (spread(times[key]).median * 1e3 for key in ('plain', 'S6LA'))
+                added = spread([(b - a) * 1e3 for a, b in zip(times['plain'], times['S6LA'])]).median
+                print(
+                    f'{name:<12}{label:<20}{plain:>9.1f} ms{s6la:>9.1f} ms  '
+                    f'{paired_ratios(times["S6LA"], times["plain"])!s:<25}{s6la / units:>10.2f}{added / units:>10.2f}'
+                )
 
 
 def main() -> None:
-    """Measures and prints the table."""
+    """Measures and prints."""
     args = parse_args()
-    plain, s6la = build('plain', args), build('s6la', args)
-    device = torch.cuda.get_device_name() if args.device != 'cpu' else f'CPU, {args.threads} threads'
-    print(f'ResNet-{args.depth} against S6LA-ResNet-{args.depth}, {device}')
-    print(f'{tuple(args.shape)}, {args.layout}, {args.dtype}')
-    print(f'torch {torch.__version__}, {args.rounds} alternating rounds; medians, [min .. max] of the paired ratios')
-    print(f'{"":<20}{"plain":>12}{"S6LA":>12}{"ratio":>9}')
-    for label, backward in (('forward', False), ('forward + backward', True)):
-        times: list[tuple[float, float]] = []
-        for _ in range(args.rounds + 2):
-            pair = [seconds(partial(step, *model, args, backward), args.device) for model in (plain, s6la)]
-            times.append((pair[0], pair[1]))
-        times = times[2:]
-        ratios = sorted(b / a for a, b in times)
-        medians = [statistics.median(column) * 1e3 for column in zip(*times)]
-        print(
-            f'{label:<20}{medians[0]:>9.1f} ms{medians[1]:>9.1f} ms{statistics.median(ratios):>9.3f}'
-            f'  [{ratios[0]:.3f} .. {ratios[-1]:.3f}]'
-        )
-    memory = [peak_memory(name, args) for name in ('plain', 's6la')]
-    print(f'{"peak memory":<20}{memory[0]:>8.0f} MiB{memory[1]:>8.0f} MiB{memory[1] / memory[0]:>9.3f}')
+    set_up(args)
+    print(f'{describe_device(args.device)}, torch {torch.__version__}, {args.layout}, {args.dtype}')
+    print(f'state update: {describe_update(args)}')
+    print(f'{args.rounds} alternating rounds; medians, [min .. max] of the ratios paired by round')
+    (print_scaling if args.scaling else print_comparison)(args)
 
 
 if __name__ == '__main__':

@@ -58,7 +58,8 @@ def count(model: nn.Module, height: int, width: int) -> list[tuple[str, int, int
 
     Returns:
         list[tuple[str, int, int]]: Rows of name, parameters and FLOPs. A multiply-add counts once, as in OpenMMLab's
-            tables; convolutions and matrix products count, element-wise operations do not.
+            tables; convolutions, matrix products and the compiled state update count, other element-wise operations
+            do not.
     """
     counter = FlopCounterMode(display=False)
     with counter:
@@ -104,7 +105,7 @@ def main() -> None:
     print(f'{"part":<16}{"parameters":>14}{"GFLOPs":>12}')
     for name, parameters, flops in rows:
         print(f'{name:<16}{parameters / 1e6:>12.3f} M{flops / 1e9:>12.2f}')
-    print('A multiply-add is one FLOP; element-wise operations are not counted.')
+    print('A multiply-add is one FLOP; element-wise operations are not counted, except the compiled state update.')
 
 
 if __name__ == '__main__':
