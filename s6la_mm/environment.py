@@ -40,18 +40,32 @@ def check_environment() -> None:
     )
 
 
-def _require(name: str, missing: str, broken: str = 'install versions that fit each other') -> ModuleType:
+def require_mmpretrain(user: str) -> None:
+    """Import mmpretrain for `user`, which is built on it.
+
+    Args:
+        user (str): Name of the class.
+
+    Raises:
+        ImportError: If mmpretrain is missing or does not import; the message names the class and the fix.
+    """
+    _require('mmpretrain', missing='pip install mmpretrain', user=user)
+
+
+def _require(
+    name: str, missing: str, broken: str = 'install versions that fit each other', user: str = 's6la_mm'
+) -> ModuleType:
     """Import `name`; where that fails, raise one sentence with the fix for an absent or a broken package."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name == name:
-            message = f's6la_mm needs {name}, which is not installed; {missing}'
+            message = f'{user} needs {name}, which is not installed; {missing}'
         else:
-            message = f's6la_mm needs {name}, which needs {error.name}; install the package that provides it'
+            message = f'{user} needs {name}, which needs {error.name}; install the package that provides it'
     except Exception as error:  # whatever an unsuitable package raises: RuntimeError, AssertionError, OSError ...
         reason = ' '.join(str(error).split()).rstrip('.')
-        message = f's6la_mm needs {name}, which does not import ({type(error).__name__}: {reason}); {broken}'
+        message = f'{user} needs {name}, which does not import ({type(error).__name__}: {reason}); {broken}'
     raise ImportError(f'{message} (the README lists tested versions)') from None
 
 

@@ -15,11 +15,22 @@ from mmengine.model import PretrainedInit, update_init_info
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
-from ..layers import S6LAMapCell, StateRead
+from ..layers import STATE_LAYERS
 
 
 class PretrainedMixin:
     """Makes a backbone load ``Pretrained`` init_cfgs through :func:`load_pretrained`; put it before the base class."""
+
+    def _init_plain(self, loads_checkpoint: bool) -> None:
+        super().init_weights()
+
+    def convert_checkpoint(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Adapts the backbone's part of a checkpoint as the base class does while it loads; here: not at all."""
+        return state_dict
+
+    def optional_keys(self) -> tuple[str, ...]:
+        """Starts of keys that a checkpoint may lack, though they are not S6LA's: norms of more outputs, say."""
+        return ()
 
     def init_weights(self) -> None:
         """Initialises like the base class, then loads the checkpoint of ``init_cfg`` if it names one."""
@@ -28,9 +39,9 @@ class PretrainedMixin:
         init_cfg = self.init_cfg
         cfgs = [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg or [])
         pretrained = [cfg for cfg in cfgs if cfg['type'] in ('Pretrained', PretrainedInit)]
-        self.init_cfg = [cfg for cfg in cfgs if cfg not in pretrained]
+        self.init_cfg = [cfg for cfg in cfgs if cfg not in pretrained] or None
         try:
-            super().init_weights()
+            self._init_plain(loads_checkpoint=bool(pretrained))
         finally:
             self.init_cfg = init_cfg
         for cfg in pretrained:
@@ -71,6 +82,8 @@ def load_pretrained(
     elif prefix and not prefix.endswith('.'):
         prefix += '.'
     source = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
+    if isinstance(module, PretrainedMixin):
+        source = module.convert_checkpoint(source)
     target = module.state_dict()
 
     reshaped = [k for k in target if k in source and source[k].shape != target[k].shape]
@@ -92,7 +105,7 @@ def load_pretrained(
         raise ValueError(
             f'{checkpoint} (prefix {prefix!r}) does not fit {type(module).__name__}: '
             + '; '.join(f'{len(keys)} {what}: {_shortened(keys)}' for what, keys in problems.items() if keys)
-            + '. Set depth, groups, deep_stem, in_channels, state_dim ... to those of the checkpoint, or give '
+            + '. Set depth, arch, groups, deep_stem, in_channels, state_dim ... to those of the checkpoint, or give '
             'init_cfg the checkpoint of this architecture (prefix=... if the backbone is a part of a larger model).'
         )
     not_finite = [k for k, v in source.items() if k in target and v.is_floating_point() and not v.isfinite().all()]
@@ -136,14 +149,17 @@ def _read(checkpoint: str, map_location: str) -> dict[str, Tensor]:
         os.environ.update({name: value for name, value in before.items() if value is not None})
     if not isinstance(content, dict):
         raise ValueError(f'{checkpoint} holds a {type(content).__name__}, not a dict of weights')
-    return content.get('state_dict', content)
+    # Files of the authors of PVT and DeiT say 'model'.
+    return content.get('state_dict', content.get('model', content))
 
 
 def _new_prefixes(module: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Starts of the keys that a plain checkpoint cannot have: of S6LA, and of plugins and DCN offsets."""
+    """Starts of the keys that a plain checkpoint need not have: of S6LA, and of plugins, DCN offsets and the like."""
     state, extras = ['initial_state'], []
+    if isinstance(module, PretrainedMixin):
+        extras += module.optional_keys()
     for name, child in module.named_modules():
-        if isinstance(child, (S6LAMapCell, StateRead)):
+        if isinstance(child, STATE_LAYERS):
             state.append(f'{name}.')
         if name.endswith('.conv_offset'):
             extras.append(f'{name}.')

@@ -6,16 +6,13 @@ of S6LA (after Liu et al., "From Layers to States", ICLR 2025, arXiv 2502.10463)
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from ..ops import DISCRETIZATIONS, selective_update
-
-INPUT_NORMS = ('rms', None)
+from ..ops import selective_update
+from .state_parameters import at_least_float32, check_cell_options, reset_state_parameters
 
 
 class StateRead(nn.Conv2d):
@@ -116,14 +113,7 @@ class S6LAMapCell(BaseModule):
         dt_range: tuple[float, float] = (1e-3, 1e-1),
     ) -> None:
         super().__init__()
-        if not isinstance(state_dim, int) or state_dim < 1:
-            raise ValueError(f'state_dim={state_dim!r} must be a positive integer')
-        if discretization not in DISCRETIZATIONS:
-            raise ValueError(f'discretization={discretization!r} is not one of {DISCRETIZATIONS}')
-        if input_norm not in INPUT_NORMS:
-            raise ValueError(f'input_norm={input_norm!r} is not one of {INPUT_NORMS}')
-        if len(dt_range) != 2 or not 0 < dt_range[0] <= dt_range[1]:
-            raise ValueError(f'dt_range={dt_range!r} must be two positive numbers, the smaller one first')
+        check_cell_options(state_dim, discretization, input_norm, dt_range)
         self.discretization = discretization
         self.dt_range = dt_range
         self.in_proj = nn.Conv2d(in_channels, state_dim, 1, bias=False)
@@ -132,16 +122,7 @@ class S6LAMapCell(BaseModule):
         self.B_proj = nn.Conv2d(state_dim, state_dim, 1, bias=False)
         self.A_log = nn.Parameter(torch.empty(state_dim))
         self.dt_bias = nn.Parameter(torch.empty(state_dim))
-        self._reset_state_parameters()
-
-    def _reset_state_parameters(self) -> None:
-        with torch.no_grad():
-            # S4D-real: A_n = −(n + 1).
-            self.A_log.copy_(torch.arange(1, self.A_log.numel() + 1).log())
-            low, high = (math.log(dt) for dt in self.dt_range)
-            dt = torch.empty_like(self.dt_bias).uniform_(low, high).exp()
-            # The inverse of softplus, written so that small dt keep their digits.
-            self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+        reset_state_parameters(self.A_log, self.dt_bias, dt_range)
 
     def init_weights(self) -> None:
         """Initialises the cell; a parent's ``init_cfg`` (Kaiming on every Conv2d) does not get the last word."""
@@ -150,7 +131,7 @@ class S6LAMapCell(BaseModule):
             proj.reset_parameters()
         if self.input_norm is not None:
             self.input_norm.reset_parameters()
-        self._reset_state_parameters()
+        reset_state_parameters(self.A_log, self.dt_bias, self.dt_range)
 
     def compose(self) -> tuple[Tensor, Tensor]:
         """What the writes of one forward pass share: A, (N,), and the joint weight of the projections to Δ and B.
@@ -158,7 +139,7 @@ class S6LAMapCell(BaseModule):
         RMSNorm(u) is u / rms(u) ⊙ gain, and the op divides. The gain is taken into the weight, (2 N, N, 1, 1): it
         scales what the projections read, and what B multiplies.
         """
-        A = -_at_least_float32(self.A_log).exp()
+        A = -at_least_float32(self.A_log).exp()
         if self.input_norm is None:
             return A, torch.cat((self.dt_proj.weight, self.B_proj.weight))
         gain = self.input_norm.weight
@@ -190,10 +171,6 @@ class S6LAMapCell(BaseModule):
             discretization=self.discretization,
             norm_eps=None if self.input_norm is None else self.input_norm.eps,
         )
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def pool_state(h: Tensor, stride: int) -> Tensor:

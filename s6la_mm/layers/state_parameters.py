@@ -1,0 +1,54 @@
+"""What the cells of S6LA share: the check of their options, and the decay rates and steps that they start from."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops import DISCRETIZATIONS
+
+INPUT_NORMS = ('rms', None)
+
+
+def check_cell_options(
+    state_dim: int, discretization: str, input_norm: str | None, dt_range: tuple[float, float]
+) -> None:
+    """Raises a ValueError that names option, value and allowed values if an option of a cell is not allowed."""
+    if not isinstance(state_dim, int) or state_dim < 1:
+        raise ValueError(f'state_dim={state_dim!r} must be a positive integer')
+    if discretization not in DISCRETIZATIONS:
+        raise ValueError(f'discretization={discretization!r} is not one of {DISCRETIZATIONS}')
+    if input_norm not in INPUT_NORMS:
+        raise ValueError(f'input_norm={input_norm!r} is not one of {INPUT_NORMS}')
+    if len(dt_range) != 2 or not 0 < dt_range[0] <= dt_range[1]:
+        raise ValueError(f'dt_range={dt_range!r} must be two positive numbers, the smaller one first')
+
+
+@torch.no_grad()
+def reset_state_parameters(A_log: Tensor, dt_bias: Tensor, dt_range: tuple[float, float]) -> None:
+    """Sets A_n = −(n + 1) (S4D-real) and softplus(b_Δ) log-uniform, in place.
+
+    Args:
+        A_log (Tensor): log(−A), (N,), or (D, N) with the same N numbers in every row.
+        dt_bias (Tensor): b_Δ, (N,) or (D,).
+        dt_range (tuple[float, float]): Range of softplus(b_Δ).
+    """
+    A_log.copy_(torch.arange(1, A_log.shape[-1] + 1).log())
+    low, high = (math.log(dt) for dt in dt_range)
+    dt = torch.empty_like(dt_bias).uniform_(low, high).exp()
+    # The inverse of softplus, written so that small dt keep their digits.
+    dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+
+
+def rms_norm(norm: nn.RMSNorm, u: Tensor) -> Tensor:
+    """``norm`` over the last axis of ``u``, in float32 at least: its mean of squares needs that."""
+    u = at_least_float32(u)
+    return F.rms_norm(u, norm.normalized_shape, norm.weight.to(u.dtype), norm.eps)
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Casts half types to float32."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
