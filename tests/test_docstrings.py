@@ -6,11 +6,16 @@ import importlib
 import pytest
 
 MODULES = [
+    'backbones.s6la_pvt',
     'backbones.s6la_resnet',
+    'backbones.s6la_swin',
+    'backbones.s6la_vit',
     'checkpoint.safe_globals',
     'collect_env',
     'layers.eca',
     'layers.map_cell',
+    'layers.token_cell',
+    'layers.window_attention',
     'ops.selective_scan',
     'testing',
 ]

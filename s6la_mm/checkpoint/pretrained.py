@@ -93,8 +93,9 @@ def load_pretrained(
     may_be_new = extras if any(key.startswith(state) for key in source) else state + extras
     new = [k for k in missing if k.startswith(may_be_new)]
     left_out = [k for k in source if k not in target]
-    # A head is left out as expected; a block that the backbone does not have means another depth.
-    parts = {k.split('.')[0] for k in target if '.' in k}
+    # A head is left out as expected; a block that the backbone does not have means another depth, a part of the state
+    # other options.
+    parts = {k.split('.')[0] for k in target if '.' in k} | {'cells', 'carries'}
     foreign = [k for k in left_out if k.split('.')[0] in parts]
     problems = {
         'other shape': [f'{k} {tuple(source[k].shape)} against {tuple(target[k].shape)}' for k in reshaped],
@@ -105,7 +106,7 @@ def load_pretrained(
         raise ValueError(
             f'{checkpoint} (prefix {prefix!r}) does not fit {type(module).__name__}: '
             + '; '.join(f'{len(keys)} {what}: {_shortened(keys)}' for what, keys in problems.items() if keys)
-            + '. Set depth, arch, groups, deep_stem, in_channels, state_dim ... to those of the checkpoint, or give '
+            + '. Set depth, arch, groups, deep_stem, in_channels, state_dim, carry ... to those of the checkpoint, or give '
             'init_cfg the checkpoint of this architecture (prefix=... if the backbone is a part of a larger model).'
         )
     not_finite = [k for k, v in source.items() if k in target and v.is_floating_point() and not v.isfinite().all()]
