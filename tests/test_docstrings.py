@@ -16,6 +16,7 @@ MODULES = [
     'layers.map_cell',
     'layers.token_cell',
     'layers.window_attention',
+    'necks.simple_fpn',
     'ops.selective_scan',
     'testing',
 ]

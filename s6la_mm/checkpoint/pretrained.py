@@ -106,7 +106,7 @@ def load_pretrained(
         raise ValueError(
             f'{checkpoint} (prefix {prefix!r}) does not fit {type(module).__name__}: '
             + '; '.join(f'{len(keys)} {what}: {_shortened(keys)}' for what, keys in problems.items() if keys)
-            + '. Set depth, arch, groups, deep_stem, in_channels, state_dim, carry ... to those of the checkpoint, or give '
+            + '. Set depth, arch, groups, deep_stem, in_channels, state_dim ... to those of the checkpoint, or give '
             'init_cfg the checkpoint of this architecture (prefix=... if the backbone is a part of a larger model).'
         )
     not_finite = [k for k, v in source.items() if k in target and v.is_floating_point() and not v.isfinite().all()]

@@ -1,0 +1,5 @@
+"""Necks that the OpenMMLab packages lack."""
+
+from .simple_fpn import SimpleFPN
+
+__all__ = ['SimpleFPN']
