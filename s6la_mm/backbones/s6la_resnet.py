@@ -91,6 +91,7 @@ class S6LAResNet(PretrainedMixin, ResNet):
     Every option of :class:`mmdet.models.ResNet` keeps its meaning: ``style``, ``deep_stem``, ``avg_down``, ``strides``,
     ``dilations``, ``out_indices``, ``frozen_stages`` (which freezes the readers and the cell of a stage with it),
     ``norm_cfg``, ``norm_eval``, ``with_cp`` (which covers block, read and write), ``dcn``, ``plugins``, ``init_cfg``.
+    So do the two that only mmseg's ResNet has, and that its stage then builds: the reads follow every dilation.
 
     Args:
         depth (int): One of 18, 34, 50, 101, 152.
@@ -103,6 +104,10 @@ class S6LAResNet(PretrainedMixin, ResNet):
             The last block writes too, then. Defaults to False.
         groups (int): Groups of the 3 × 3 convolutions; more than 1 makes a ResNeXt. Defaults to 1.
         base_width (int): Width of a ResNeXt group at 64 base channels. Defaults to 4.
+        multi_grid (Sequence[int], optional): Dilation of each block of the last stage, in place of its entry in
+            ``dilations``; needs mmseg. Defaults to None.
+        contract_dilation (bool): Halve the dilation of the first block of each dilated stage; needs mmseg. Defaults to
+            False.
         **kwargs: Options of :class:`mmdet.models.ResNet`.
 
     Raises:
@@ -130,11 +135,13 @@ class S6LAResNet(PretrainedMixin, ResNet):
         out_state: bool = False,
         groups: int = 1,
         base_width: int = 4,
+        multi_grid: Sequence[int] | None = None,
+        contract_dilation: bool = False,
         **kwargs,
     ) -> None:
         if stage_with_state is None:
             stage_with_state = (True,) * kwargs.get('num_stages', 4)
-        own = dict(depth=depth, state_dim=state_dim, stage_with_state=stage_with_state)
+        own = dict(depth=depth, state_dim=state_dim, stage_with_state=stage_with_state, multi_grid=multi_grid)
         _check_options(self.arch_settings, kwargs | own | dict(groups=groups, base_width=base_width))
         # The base class builds the stages in its constructor and needs these there.
         self.state_dim = state_dim
@@ -142,6 +149,8 @@ class S6LAResNet(PretrainedMixin, ResNet):
         self.out_state = out_state
         self.groups = groups
         self.base_width = base_width
+        self.multi_grid = multi_grid
+        self.contract_dilation = contract_dilation
         super().__init__(depth, **kwargs)
         self.initial_state = nn.Parameter(torch.zeros(state_dim))
         self.cells = ModuleDict(
@@ -161,10 +170,16 @@ class S6LAResNet(PretrainedMixin, ResNet):
             block = ResNeXtBottleneck
             kwargs.update(groups=self.groups, base_width=self.base_width, base_channels=self.base_channels)
         kwargs.update(with_cp=False)  # the forward of the backbone checkpoints, the write included
-        if self.stage_with_state[len(self.res_layers)]:
+        stage = len(self.res_layers)
+        if self.stage_with_state[stage]:
             block = _STATE_BLOCKS[block]
             kwargs.update(state_dim=self.state_dim)
-        return ResLayer(block=block, **kwargs)
+        multi_grid = self.multi_grid if stage == self.num_stages - 1 else None
+        if multi_grid is None and not (self.contract_dilation and kwargs['dilation'] > 1):
+            return ResLayer(block=block, **kwargs)
+        from mmseg.models.utils import ResLayer as DilatedResLayer
+
+        return DilatedResLayer(block, multi_grid=multi_grid, contract_dilation=self.contract_dilation, **kwargs)
 
     def _writes(self, stage: int, block: int) -> bool:
         """Whether a block's output is written: a write that nothing reads after would have no gradient."""
@@ -249,6 +264,10 @@ def _check_options(arch_settings: dict, options: dict) -> None:
     chosen = set(options['out_indices'])
     require(bool(chosen) and chosen <= set(stages), 'out_indices', f'one or more of the stages {stages}')
     require(-1 <= options['frozen_stages'] <= num_stages, 'frozen_stages', f'from -1 to num_stages={num_stages}')
+    blocks = arch_settings[depth][1][num_stages - 1]
+    grid = options['multi_grid']
+    fits = grid is None or (isinstance(grid, Sequence) and len(grid) == blocks and all(d > 0 for d in grid))
+    require(fits, 'multi_grid', f'None or {blocks} positive dilations, one for each block of the last stage')
     has_bottlenecks = arch_settings[depth][0] is Bottleneck
     require(options['groups'] == 1 or has_bottlenecks, 'groups', f'1 at depth {depth}: ResNeXt starts at depth 50')
     for name in ('plugins', 'dcn'):

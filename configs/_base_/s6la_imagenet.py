@@ -1,0 +1,7 @@
+# Beside a complete MMPreTrain config as base: registers S6LA and names ImageNet's place, the folder in IMAGENET_ROOT (it
+# holds train/ and val/).
+_base_ = './schedules/no_state_decay.py'
+
+custom_imports = dict(imports=['s6la_mm'], allow_failed_imports=False)
+
+loader_at_root = dict(dataset=dict(data_root='{{$IMAGENET_ROOT:data/imagenet}}'))

@@ -1,0 +1,10 @@
+# MMPreTrain has no PVTv2: its authors train it as Swin-T, with less drop path and without gradient clipping.
+_base_ = ['mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py', '../_base_/s6la_imagenet.py']
+model = dict(
+    backbone=dict(_delete_=True, type='S6LAPVTv2', arch='b0', drop_path_rate=0.1, out_indices=(3,)),
+    head=dict(in_channels=256),
+)
+optim_wrapper = dict(clip_grad=None, paramwise_cfg={{_base_.no_state_decay}})
+train_dataloader = dict(batch_size=128, dataset={{_base_.loader_at_root.dataset}})
+val_dataloader = {{_base_.loader_at_root}}
+test_dataloader = {{_base_.loader_at_root}}

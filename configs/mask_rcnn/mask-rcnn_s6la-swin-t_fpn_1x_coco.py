@@ -1,0 +1,19 @@
+_base_ = ['mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py', '../_base_/s6la_coco.py']
+checkpoint = 'https://download.openmmlab.com/mmclassification/v0/swin-transformer/convert/swin_tiny_patch4_window7_224-160bb0a5.pth'
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='S6LASwin',
+        arch='tiny',
+        pad_small_map=True,
+        out_indices=(0, 1, 2, 3),
+        drop_path_rate=0.2,
+        init_cfg=dict(type='Pretrained', checkpoint=checkpoint),
+    ),
+)
+optim_wrapper = dict(paramwise_cfg={{_base_.no_state_decay}})
+train_dataloader = {{_base_.loader_at_root}}
+val_dataloader = {{_base_.loader_at_root}}
+test_dataloader = {{_base_.loader_at_root}}
+val_evaluator = {{_base_.evaluator_at_root}}
+test_evaluator = {{_base_.evaluator_at_root}}

@@ -1,0 +1,18 @@
+# MMSegmentation has no PVTv2: this is the recipe of its authors on the model of its relative, Twins-PCPVT.
+_base_ = ['mmseg::twins/twins_pcpvt-s_fpn_fpnhead_8xb4-80k_ade20k-512x512.py', '../_base_/s6la_ade20k.py']
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='S6LAPVTv2',
+        arch='b0',
+        init_cfg=dict(checkpoint='https://github.com/whai362/PVT/releases/download/v2/pvt_v2_b0.pth'),
+    ),
+    neck=dict(in_channels=[32, 64, 160, 256]),
+)
+optim_wrapper = dict(optimizer=dict(lr=2e-4), paramwise_cfg={{_base_.no_state_decay}})
+param_scheduler = [dict(type='PolyLR', eta_min=0.0, power=0.9, begin=0, end=40000, by_epoch=False)]
+train_cfg = dict(max_iters=40000, val_interval=4000)
+default_hooks = dict(checkpoint=dict(interval=4000))
+train_dataloader = {{_base_.loader_at_root}}
+val_dataloader = {{_base_.loader_at_root}}
+test_dataloader = {{_base_.loader_at_root}}

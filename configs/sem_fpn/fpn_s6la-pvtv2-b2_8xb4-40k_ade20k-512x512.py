@@ -1,0 +1,6 @@
+_base_ = './fpn_s6la-pvtv2-b0_8xb4-40k_ade20k-512x512.py'
+checkpoint = 'https://github.com/whai362/PVT/releases/download/v2/pvt_v2_b2.pth'
+model = dict(
+    backbone=dict(arch='b2', init_cfg=dict(checkpoint=checkpoint)),
+    neck=dict(in_channels=[64, 128, 320, 512]),
+)

@@ -1,0 +1,19 @@
+_base_ = [
+    '../_base_/models/upernet_s6la-r18_small.py',
+    '../_base_/datasets/camvid.py',
+    'mmseg::_base_/default_runtime.py',
+    'mmseg::_base_/schedules/schedule_20k.py',
+    '../_base_/schedules/no_state_decay.py',
+]
+custom_imports = dict(imports=['s6la_mm'], allow_failed_imports=False)
+optim_wrapper = dict(
+    optimizer=dict(_delete_=True, type='AdamW', lr=1e-3, weight_decay=0.05), paramwise_cfg={{_base_.no_state_decay}}
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=50),
+    dict(type='PolyLR', power=0.9, eta_min=1e-5, by_epoch=False, begin=50, end=400),
+]
+train_cfg = dict(max_iters=400, val_interval=200)
+default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=200, max_keep_ckpts=2))
+log_processor = dict(window_size=20)
+randomness = dict(seed=0)

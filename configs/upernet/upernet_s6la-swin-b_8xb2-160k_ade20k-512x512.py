@@ -1,0 +1,20 @@
+_base_ = [
+    'mmseg::swin/swin-base-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py',
+    '../_base_/s6la_ade20k.py',
+]
+checkpoint = 'https://download.openmmlab.com/mmclassification/v0/swin-transformer/convert/swin_base_patch4_window7_224-4670dd19.pth'
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='S6LASwin',
+        arch='base',
+        pad_small_map=True,
+        out_indices=(0, 1, 2, 3),
+        drop_path_rate=0.3,
+        init_cfg=dict(type='Pretrained', checkpoint=checkpoint),
+    ),
+)
+optim_wrapper = dict(paramwise_cfg={{_base_.no_state_decay}})
+train_dataloader = {{_base_.loader_at_root}}
+val_dataloader = {{_base_.loader_at_root}}
+test_dataloader = {{_base_.loader_at_root}}
