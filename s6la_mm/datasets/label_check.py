@@ -67,7 +67,7 @@ def check_labels(dataset, num_classes: int) -> None:
         lines = [f'label {k}: {n} pixels in {m} files, the first {path}' for k, (n, m, path) in sorted(found.items())]
         raise ValueError(
             f'{type(dataset).__name__} has labels that are none of the {num_classes} classes of the model '
-            f'(0 to {num_classes - 1}), nor ignore_index={dataset.ignore_index}: {"; ".join(lines)}. Set num_classes of '
-            "the heads and the data set's classes to what is labelled, reduce_zero_label=True if 0 means unlabelled, or "
-            'mend these files.'
+            f'(0 to {num_classes - 1}), nor ignore_index={dataset.ignore_index}: {"; ".join(lines)}. Set the '
+            "heads' num_classes and the data set's classes to what is labelled, reduce_zero_label=True if 0 means "
+            'unlabelled, or mend these files.'
         )

@@ -15,7 +15,7 @@ from torch import nn
 class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """mmengine's default constructor, with the learning rate multiplied by a power of ``layer_decay_rate``.
 
-    The parameters of the last layer of ``model.backbone`` have the rate multiplied by ``layer_decay_rate`` once, those of
+    Parameters of the last layer of ``model.backbone`` have the rate multiplied by ``layer_decay_rate`` once, those of
     the layer before twice, and so on (BEiT, arXiv 2106.08254; ViTDet, arXiv 2203.16527); heads and necks keep theirs.
     ``paramwise_cfg`` takes ``layer_decay_rate`` and all that the default constructor takes.
 

@@ -1,0 +1,142 @@
+"""One training step and one prediction of any shipped config, at reduced size and without downloads."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import os
+from pathlib import Path
+from unittest import mock
+
+import torch
+from mmengine.config import Config
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.registry import MODELS, DefaultScope
+from torch import nn
+
+ROOT = Path(__file__).parents[1] / 'configs'
+CONFIGS = sorted(p for p in ROOT.rglob('*.py') if '_base_' not in p.parts)
+ROOT_VARIABLES = ('COCO_ROOT', 'ADE20K_ROOT', 'CAMVID_ROOT', 'IMAGENET_ROOT', 'S6LA_SHAPES_ROOT')
+SPARED = ('A_log', 'dt_bias', 'initial_state', 'input_norm.weight')
+SHAPES = [[3, 64, 96], [3, 61, 80]]
+
+
+@functools.lru_cache(maxsize=None)
+def _parse(path: Path) -> Config:
+    with mock.patch.dict(os.environ, dict.fromkeys(ROOT_VARIABLES, 'elsewhere')):
+        return Config.fromfile(path)
+
+
+def parse(path: Path) -> Config:
+    """A config with all data in the folder ``elsewhere``; each file is parsed once."""
+    return copy.deepcopy(_parse(path))
+
+
+def build(cfg: Config) -> nn.Module:
+    """The model, as the runner builds it."""
+    cfg.model.backbone.init_cfg = None  # no downloads
+    cfg.model.pretrained = None if 'pretrained' in cfg.model else cfg.model.pop('pretrained', None)
+    make_cheap(cfg)
+    if cfg.get('data_preprocessor'):
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        return MODELS.build(cfg.model)
+
+
+def build_optimizer(model: nn.Module, cfg: Config) -> OptimWrapper:
+    """The optimizer; mixed precision needs an accelerator and is left out."""
+    cfg = copy.deepcopy(cfg.optim_wrapper)
+    cfg.type = 'OptimWrapper'
+    cfg.pop('loss_scale', None)
+    return build_optim_wrapper(model, cfg)
+
+
+def make_cheap(cfg: Config) -> None:
+    """Small images, narrow heads, few RoIs: the heads are upstream's, and most of the time."""
+    model = cfg.model
+    if 'roi_head' in model:
+        model.train_cfg.rpn_proposal.max_per_img = model.test_cfg.rpn.max_per_img = 20
+        stages = model.train_cfg.rcnn
+        for stage in stages if isinstance(stages, list) else [stages]:
+            stage.sampler.num = 16
+        model.data_preprocessor.pop('batch_augments', None)  # which would pad to 1024 x 1024
+    if cfg.default_scope == 'mmseg':
+        model.data_preprocessor.size = (64, 96)
+        for head in ('decode_head', 'auxiliary_head'):
+            if head in model:
+                model[head].channels = 16
+    if cfg.default_scope == 'mmpretrain' and model.backbone.type == 'S6LASwin':
+        model.backbone.pad_small_map = True
+
+
+def samples(scope: str, model: nn.Module, count: int) -> dict:
+    """Random images with annotations: what the model's data preprocessor takes."""
+    with_mask = hasattr(model, 'roi_head') and model.roi_head.with_mask
+    shapes = SHAPES[:count]
+    if scope == 'mmdet':
+        from mmdet.testing import demo_mm_inputs
+
+        head = model.bbox_head if hasattr(model, 'bbox_head') else model.roi_head.bbox_head
+        head = head[0] if isinstance(head, nn.ModuleList) else head
+        return demo_mm_inputs(
+            count, image_shapes=shapes, num_items=[2, 1][:count], num_classes=head.num_classes, with_mask=with_mask
+        )
+    if scope == 'mmpretrain':
+        from mmpretrain.structures import DataSample
+
+        data_samples = [DataSample().set_gt_label(i) for i in range(count)]
+        return dict(inputs=torch.randint(0, 256, (count, *SHAPES[0]), dtype=torch.uint8), data_samples=data_samples)
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    data_samples = []
+    for _, *size in shapes:
+        labels = torch.randint(0, model.num_classes, (1, *size))
+        labels[:, ::2] = 255
+        meta = dict(img_shape=tuple(size), ori_shape=tuple(size), pad_shape=tuple(size))
+        data_samples.append(SegDataSample(metainfo=meta, gt_sem_seg=PixelData(data=labels)))
+    return dict(inputs=[torch.randint(0, 256, s, dtype=torch.uint8) for s in shapes], data_samples=data_samples)
+
+
+def train_step(path: Path) -> tuple[Config, nn.Module, OptimWrapper]:
+    """One step: finite losses, a gradient for every parameter, reads that start to learn."""
+    torch.manual_seed(0)
+    cfg = parse(path)
+    model = build(cfg).train()
+    optim_wrapper = build_optimizer(model, cfg)
+    readers = [p for name, p in model.backbone.named_parameters() if name.endswith('read.weight') and p.requires_grad]
+    losses = model(**model.data_preprocessor(samples(cfg.default_scope, model, 2), True), mode='loss')
+    loss, log_vars = model.parse_losses(losses)
+    assert all(torch.isfinite(value) for value in log_vars.values())
+    loss.backward()
+    unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not unused, 'DistributedDataParallel would stop at these parameters'
+    optim_wrapper.step()
+    # A ResNet's first reader sees only the initial state, zero at the start; all the others learn at once.
+    assert sum(p.detach().abs().sum() > 0 for p in readers) >= len(readers) - 1 > 0
+    return cfg, model, optim_wrapper
+
+
+def check_prediction(cfg: Config, model: nn.Module) -> None:
+    """The prediction of one image has the form that the task asks for."""
+    model.eval()
+    with torch.no_grad():
+        (result,) = model.test_step(samples(cfg.default_scope, model, 1))
+    if cfg.default_scope == 'mmdet':
+        assert result.pred_instances.bboxes.shape[1] == 4
+        assert ('masks' in result.pred_instances) == hasattr(model, 'roi_head') and model.roi_head.with_mask
+    elif cfg.default_scope == 'mmseg':
+        assert result.pred_sem_seg.shape == (64, 96) and result.seg_logits.data.shape[0] == model.num_classes
+    else:
+        assert result.pred_score.shape == (1000,)
+        torch.testing.assert_close(result.pred_score.sum(), torch.tensor(1.0))
+
+
+def check_weight_decay(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """S6LA's A, Δ bias, initial state and norm gains do not decay, its matrices do."""
+    decay = {id(p): group['weight_decay'] for group in optimizer.param_groups for p in group['params']}
+    trained = [(name, decay[id(p)]) for name, p in model.backbone.named_parameters() if p.requires_grad]
+    spared = [(name, value) for name, value in trained if name.endswith(SPARED)]
+    matrices = [(n, v) for n, v in trained if n.endswith(('read.weight', 'dt_proj.weight', 'B_proj.weight'))]
+    assert spared and not any(value for _, value in spared), spared
+    assert matrices and all(value for _, value in matrices), matrices
