@@ -21,7 +21,7 @@ SPARED = ('A_log', 'dt_bias', 'initial_state', 'input_norm.weight')
 SHAPES = [[3, 64, 96], [3, 61, 80]]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _parse(path: Path) -> Config:
     with mock.patch.dict(os.environ, dict.fromkeys(ROOT_VARIABLES, 'elsewhere')):
         return Config.fromfile(path)
@@ -35,7 +35,7 @@ def parse(path: Path) -> Config:
 def build(cfg: Config) -> nn.Module:
     """The model, as the runner builds it."""
     cfg.model.backbone.init_cfg = None  # no downloads
-    cfg.model.pretrained = None if 'pretrained' in cfg.model else cfg.model.pop('pretrained', None)
+    cfg.model.pop('pretrained', None)
     make_cheap(cfg)
     if cfg.get('data_preprocessor'):
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
@@ -124,7 +124,7 @@ def check_prediction(cfg: Config, model: nn.Module) -> None:
         (result,) = model.test_step(samples(cfg.default_scope, model, 1))
     if cfg.default_scope == 'mmdet':
         assert result.pred_instances.bboxes.shape[1] == 4
-        assert ('masks' in result.pred_instances) == hasattr(model, 'roi_head') and model.roi_head.with_mask
+        assert ('masks' in result.pred_instances) == (hasattr(model, 'roi_head') and model.roi_head.with_mask)
     elif cfg.default_scope == 'mmseg':
         assert result.pred_sem_seg.shape == (64, 96) and result.seg_logits.data.shape[0] == model.num_classes
     else:

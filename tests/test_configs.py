@@ -5,6 +5,7 @@ import re
 import pytest
 from config_steps import CONFIGS, ROOT, ROOT_VARIABLES, check_prediction, check_weight_decay, parse, train_step
 from mmengine.config import Config
+from mmengine.hub import get_config
 
 import s6la_mm  # noqa: F401
 
@@ -75,7 +76,7 @@ def test_data_root_default(name, monkeypatch):
 @pytest.mark.parametrize('name', TWINS)
 def test_recipe_is_upstreams(name):
     """Schedule, optimizer, batch, augmentation, heads and drop path; paramwise_cfg only gains S6LA's entries."""
-    ours, theirs = parse(ROOT / name), Config.fromfile(TWINS[name])
+    ours, theirs = parse(ROOT / name), get_config(TWINS[name])
     for cfg in (ours, theirs):
         cfg.model.pop('pretrained', None)
         cfg.optim_wrapper.setdefault('paramwise_cfg', {}).setdefault('custom_keys', {})

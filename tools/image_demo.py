@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import glob
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import cv2
 import mmcv
 import mmengine
 import numpy as np
@@ -40,8 +41,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--palette', default='none', help="detection: colours, e.g. coco, voc, citys, random (the config's)"
     )
+    parser.add_argument('--opacity', type=float, default=0.5, help='segmentation: of the colours, 0 to 1 (0.5)')
     add_cfg_options(parser)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not 0 <= args.opacity <= 1:
+        parser.error(f'--opacity {args.opacity} must be from 0 to 1')
+    return args
 
 
 def find_images(inputs: list[str]) -> list[str]:
@@ -85,20 +90,49 @@ def detector(cfg: Config, args: argparse.Namespace) -> Predict:
 
 
 def segmentor(cfg: Config, args: argparse.Namespace) -> Predict:
-    """A segmentor: the share of each class goes into the JSON, a label map beside it."""
+    """A segmentor: a legend beside the coloured picture, the share of each class in the JSON, a label map beside it."""
     from mmseg.apis import MMSegInferencer
 
     model = MMSegInferencer(cfg, args.checkpoint, device=args.device)
     model.show_progress = False
-    classes = model.model.dataset_meta['classes']
+    classes, palette = (model.model.dataset_meta[key] for key in ('classes', 'palette'))
 
     def predict(path: str) -> tuple[np.ndarray, dict, np.ndarray]:
-        result = model(path, return_vis=True)
+        result = model(path, return_vis=True, opacity=args.opacity, with_labels=False)
         labels, pixels = np.unique(result['predictions'], return_counts=True)
-        share = {classes[k]: int(n) / result['predictions'].size for k, n in zip(labels, pixels)}
-        return result['visualization'], {'share': share}, result['predictions']
+        shares = {int(k): int(n) / result['predictions'].size for k, n in zip(labels, pixels)}
+        ranked = sorted(shares, key=shares.get, reverse=True)
+        legend = [(palette[k], f'{classes[k]} {shares[k]:.1%}') for k in ranked]
+        picture = with_legend(result['visualization'], legend)
+        return picture, {'share': {classes[k]: shares[k] for k in ranked}}, result['predictions']
 
     return predict
+
+
+def with_legend(picture: np.ndarray, entries: list[tuple[Sequence[int], str]]) -> np.ndarray:
+    """Put a legend to the right of a picture.
+
+    Args:
+        picture: (height, width, 3), RGB, uint8.
+        entries: colour (RGB, 0 to 255) and text of each line, from top to bottom; what does not fit goes into further
+            columns.
+
+    Returns:
+        The wider picture, (height, width + legend, 3); lower pictures than one line (22 pixels) are padded to it.
+    """
+    line, font, size = 22, cv2.FONT_HERSHEY_SIMPLEX, 0.45
+    height = max(picture.shape[0], line)
+    rows = height // line
+    columns = [np.pad(picture, ((0, height - picture.shape[0]), (0, 0), (0, 0)))]
+    for start in range(0, len(entries), rows):
+        chosen = entries[start : start + rows]
+        width = 30 + max(cv2.getTextSize(text, font, size, 1)[0][0] for _, text in chosen)
+        column = np.full((height, width, 3), 255, np.uint8)
+        for row, (colour, text) in enumerate(chosen):
+            column[row * line + 4 : row * line + 18, 4:20] = colour
+            cv2.putText(column, text, (25, row * line + 16), font, size, (0, 0, 0), 1, cv2.LINE_AA)
+        columns.append(column)
+    return np.concatenate(columns, axis=1)
 
 
 def classifier(cfg: Config, args: argparse.Namespace) -> Predict:

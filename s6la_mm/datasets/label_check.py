@@ -14,6 +14,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from ..utils import UsageError
+
 
 @HOOKS.register_module()
 class LabelCheckHook(Hook):
@@ -30,7 +32,7 @@ class LabelCheckHook(Hook):
         """Checks the training set.
 
         Raises:
-            ValueError: If there is a label that is neither a class nor ``ignore_index``; the message counts each.
+            UsageError: If there is a label that is neither a class nor ``ignore_index``; the message counts each.
         """
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         dataset = runner.train_dataloader.dataset
@@ -48,7 +50,7 @@ def check_labels(dataset, num_classes: int) -> None:
         num_classes (int): Labels from 0 to ``num_classes`` - 1 and ``dataset.ignore_index`` are allowed.
 
     Raises:
-        ValueError: If there are other labels: which, how many pixels in how many files, the first file, and what to do.
+        UsageError: If there are other labels: which, how many pixels in how many files, the first file, and what to do.
     """
     load = next(t for t in dataset.pipeline.transforms if type(t).__name__ == 'LoadAnnotations')
     rank, world_size = get_dist_info()
@@ -65,7 +67,7 @@ def check_labels(dataset, num_classes: int) -> None:
                 counts[1] += 1
     if found:
         lines = [f'label {k}: {n} pixels in {m} files, the first {path}' for k, (n, m, path) in sorted(found.items())]
-        raise ValueError(
+        raise UsageError(
             f'{type(dataset).__name__} has labels that are none of the {num_classes} classes of the model '
             f'(0 to {num_classes - 1}), nor ignore_index={dataset.ignore_index}: {"; ".join(lines)}. Set the '
             "heads' num_classes and the data set's classes to what is labelled, reduce_zero_label=True if 0 means "

@@ -22,6 +22,13 @@ _MISSING_FILE = re.compile(
     r'|(?P<checkpoint>\S+) can not be found'
     r'|Failed to load `ann_file` (?P<ann>\S+)'
 )
+# The environment variables of configs/_base_: where the data is if they are not set, and what is there.
+_DATA_ROOTS = {
+    'COCO_ROOT': ('data/coco', 'annotations/, train2017/ and val2017/'),
+    'ADE20K_ROOT': ('data/ade/ADEChallengeData2016', 'images/ and annotations/'),
+    'CAMVID_ROOT': ('data/camvid', 'images/ and annotations/'),
+    'IMAGENET_ROOT': ('data/imagenet', 'train/ and val/'),
+}
 _NOT_REGISTERED = re.compile(r'(\S+) is not in the \S+ registry')
 
 
@@ -190,12 +197,10 @@ def _missing_path(error: BaseException, text: str) -> str | None:
 
 
 def _what_to_set(path: str, cfg: Config | None) -> str:
-    root = os.environ.get('COCO_ROOT', 'data/coco')
-    if _is_under(path, root):
-        return (
-            f'Set the environment variable COCO_ROOT (now {root!r}) to the folder that holds annotations/, '
-            'train2017/ and val2017/.'
-        )
+    for variable, (default, content) in _DATA_ROOTS.items():
+        root = os.environ.get(variable, default)
+        if _is_under(path, root):
+            return f'Set the environment variable {variable} (now {root!r}) to the folder that holds {content}.'
     entries = list(_string_entries(cfg._cfg_dict)) if cfg is not None else []
     hints = []
     for fits in (_is_under, lambda path, value: path == value or path.endswith('/' + value)):

@@ -9,12 +9,13 @@ from mmengine.registry import MODELS
 from s6la_mm.utils.cli import clear_errors, explain, load_config
 
 
-def test_explain_names_coco_root(monkeypatch):
-    monkeypatch.setenv('COCO_ROOT', '/data/coco')
-    error = FileNotFoundError(2, 'No such file or directory', '/data/coco/annotations/instances_train2017.json')
-    assert 'COCO_ROOT' in explain(error) and "'/data/coco'" in explain(error)
-    other = FileNotFoundError(2, 'No such file or directory', '/data/coco2/annotations/x.json')
-    assert 'COCO_ROOT' not in explain(other)
+@pytest.mark.parametrize('variable', ['COCO_ROOT', 'ADE20K_ROOT', 'CAMVID_ROOT', 'IMAGENET_ROOT'])
+def test_explain_names_the_variable_of_the_data(variable, monkeypatch):
+    monkeypatch.setenv(variable, '/data/set')
+    error = FileNotFoundError(2, 'No such file or directory', '/data/set/annotations/instances_train2017.json')
+    assert variable in explain(error) and "'/data/set'" in explain(error)
+    other = FileNotFoundError(2, 'No such file or directory', '/data/set2/annotations/x.json')
+    assert variable not in explain(other)
 
 
 def test_unknown_type_gets_the_custom_imports_line():
