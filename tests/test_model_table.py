@@ -1,0 +1,42 @@
+"""The table of parameters and FLOPs: rows recomputed, known numbers of the bases, the marks of the document."""
+
+import runpy
+
+import pytest
+from token_backbones import parameters_on_meta
+from tool_runner import ROOT, TOOLS
+
+from s6la_mm.backbones import S6LASwin
+
+pytest.importorskip('mmpretrain')
+
+TOOL = runpy.run_path(str(TOOLS / 'make_model_table.py'))
+ROWS = {row.name: row for row in TOOL['models']()}
+DOCUMENT = (ROOT / 'docs/model_zoo.md').read_text(encoding='utf-8')
+
+
+@pytest.mark.parametrize('name', ['ResNet-18', 'ResNet-50', 'DeiT-small', 'Swin-tiny', 'PVTv2-B0', 'PVTv2-B1'])
+def test_table_is_true(name):
+    assert TOOL['table']([ROWS[name]])[-1] in DOCUMENT.splitlines()
+
+
+def test_document_has_every_row_once():
+    assert [line.split(' | ')[0][2:] for line in DOCUMENT.splitlines() if line.startswith('| ') and ' M |' in line] == [
+        *ROWS
+    ]
+
+
+def test_counts_of_known_networks():
+    """Published: DeiT-S 22.05 M and 4.6 G (mmpretrain's model zoo), ResNet-50 25.56 M and 4.1 G."""
+    parameters, flops = TOOL['count'](ROWS['DeiT-small'].plain, 384)
+    assert parameters == pytest.approx(22.05e6, abs=5e3) and flops == pytest.approx(4.6e9, rel=0.01)
+    parameters, flops = TOOL['count'](ROWS['ResNet-50'].plain, 2048)
+    assert parameters == pytest.approx(25.56e6, abs=5e3) and flops == pytest.approx(4.1e9, rel=0.01)
+    backbone = sum(parameters_on_meta(S6LASwin, arch='tiny').values())
+    assert TOOL['count'](ROWS['Swin-tiny'].s6la, 768)[0] == backbone + 769 * 1000
+
+
+def test_marks():
+    with pytest.raises(SystemExit, match='once each'):
+        TOOL['replace']('no marks', [])
+    assert TOOL['replace'](DOCUMENT, ['| new |']).count('| new |') == 1
