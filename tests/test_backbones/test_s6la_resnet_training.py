@@ -11,6 +11,7 @@ import torch
 from mmdet.models.backbones import ResNet
 from mmengine.model import BaseModule
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from s6la_mm.backbones import S6LAResNet
 from s6la_mm.layers import S6LAMapCell, StateRead
@@ -166,7 +167,7 @@ def test_frozen_stages_need_no_graph(frozen_stages, with_cp, stage_with_state):
     with_graph = []
 
     def note(module, args, out):
-        if out.requires_grad or any(a.requires_grad for a in args):
+        if out.requires_grad or any(a.requires_grad for a in tree_leaves(args)):
             with_graph.append(module)
 
     for stage in range(1, frozen_stages + 1):
