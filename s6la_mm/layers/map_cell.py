@@ -60,14 +60,16 @@ class StateRead(nn.Conv2d):
         """Adds the read of the state to ``out``, the block's first convolution, in place; returns it."""
         plain = self.kernel_size == self.stride == (1, 1) and out.dtype == h.dtype == self.weight.dtype
         if plain and not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()):
-            # A matrix product that adds to its result: one pass over ``out`` instead of three.
+            # A matrix product that adds to its result: one pass over ``out`` instead of three. With out= rather than in
+            # place, as FLOP counters don't know the in-place forms.
             weight = self.weight.flatten(1)
             if out.is_contiguous():
-                out.flatten(2).baddbmm_(weight.expand(len(h), -1, -1), h.flatten(2))
+                maps = out.view(*out.shape[:2], -1)
+                torch.baddbmm(maps, weight.expand(len(h), -1, -1), h.flatten(2), out=maps)
                 return out
             if out.is_contiguous(memory_format=torch.channels_last):
                 rows = out.permute(0, 2, 3, 1).view(-1, out.shape[1])
-                rows.addmm_(h.permute(0, 2, 3, 1).reshape(len(rows), -1), weight.t())
+                torch.addmm(rows, h.permute(0, 2, 3, 1).reshape(len(rows), -1), weight.t(), out=rows)
                 return out
         return out.add_(self(h))
 
