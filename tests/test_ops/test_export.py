@@ -155,9 +155,12 @@ def onnx_file(model, inputs, path, dynamo, **options):
 
 
 EXPORTERS = pytest.mark.parametrize('dynamo', [True, False], ids=['dynamo', 'torchscript'])
+SLOW_EXPORTERS = pytest.mark.parametrize(
+    'dynamo', [pytest.param(True, marks=pytest.mark.slow), False], ids=['dynamo', 'torchscript']
+)
 
 
-@EXPORTERS
+@SLOW_EXPORTERS
 @pytest.mark.parametrize(('layout', 'scan'), [('map', False), ('token', True)])
 def test_onnx_of_the_functions(layout, scan, dynamo, tmp_path):
     model, inputs = function_case(layout, scan)

@@ -142,6 +142,7 @@ def test_module_that_does_not_load(monkeypatch, error, reason):
     assert devices == frozenset() and reason in message
 
 
+@pytest.mark.slow
 def test_package_without_its_compiled_module():
     """In a process of its own: all works, one warning says what to do, and no op is there to be called."""
     environment = os.environ | {'PYTHONPATH': str(ROOT), 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1'}

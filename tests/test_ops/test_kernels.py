@@ -275,6 +275,7 @@ torch.save(results, sys.argv[3])
 """
 
 
+@pytest.mark.slow
 def test_instruction_sets_agree(device, tmp_path):
     """The variants are compiled apart, so each is run in a process whose environment selects it."""
     if device != 'cpu':

@@ -52,9 +52,8 @@ def test_opcheck(device, memory, return_states, with_bias, requires_grad):
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
-@pytest.mark.parametrize('dt_softplus', [False, True])
 @pytest.mark.parametrize('discretization', DISCRETIZATIONS)
-@pytest.mark.parametrize('depth', [1, 3])
+@pytest.mark.parametrize(('depth', 'dt_softplus'), [(1, False), (3, True)])
 def test_gradients_and_their_gradients(device, layout, dt_softplus, discretization, depth):
     inputs = sample_inputs(
         layout, depth=depth, dtype=torch.float64, device=device, size=(2,), channels=2, state_dim=3, requires_grad=True
@@ -111,11 +110,15 @@ def layouts_of(inputs, grad):
 
 
 @pytest.mark.parametrize('memory', MEMORY)
-@pytest.mark.parametrize('dtypes', [(torch.float32, torch.float32), (torch.bfloat16, torch.float32)], ids=str)
-@pytest.mark.parametrize('size', [(4, 6), (1, 1), (), (2, 4, 6)])
-def test_fake_results_look_like_the_real_ones(device, memory, dtypes, size):
-    inputs = case(memory, depth=2, device=device, dtype=dtypes[0], size=size, channels=6, state_dim=4)
-    inputs['h0'] = inputs['h0'].to(dtypes[1])
+@pytest.mark.parametrize(
+    ('dtype', 'size'),
+    [(torch.bfloat16, (4, 6)), (torch.float32, (1, 1)), (torch.float32, ()), (torch.float32, (2, 4, 6))],
+)
+def test_fake_results_look_like_the_real_ones(device, memory, dtype, size):
+    if memory == 'token' and size != (4, 6):
+        pytest.skip('tokens have no space')
+    inputs = case(memory, depth=2, device=device, dtype=dtype, size=size, channels=6, state_dim=4)
+    inputs['h0'] = inputs['h0'].float()
     grad = random_like(inputs['h0'])
     for message, arguments, incoming in layouts_of(inputs, grad):
         real, fake = [], []

@@ -190,7 +190,7 @@ def test_random_arguments(device, seed):
     """An exception that names an argument, the same under fake tensors, or a right result; and the process lives on."""
     dice = random.Random(seed)
     outcomes = {'right': 0, 'refused': 0}
-    for _ in range(150):
+    for _ in range(100):
         inputs = case(dice.choice(MEMORY), depth=dice.randrange(4), device=device, size=(2, 3), channels=3, state_dim=4)
         inputs['grad'] = random_like(inputs['h0'])
         if dice.random() < 0.3:
@@ -227,7 +227,7 @@ def test_random_arguments(device, seed):
             if inputs['h0'].device.type == 'meta':
                 continue
             assert_right(real, fake, inputs, backward, options, described)
-    assert min(outcomes.values()) > 20, outcomes
+    assert min(outcomes.values()) > 15, outcomes
 
 
 def assert_right(real, fake, inputs, backward, options, described):
