@@ -39,12 +39,16 @@ for library in libasan.so libubsan.so libstdc++.so; do
     preload+=$("$CXX" -print-file-name="$library"):
 done
 export PYTHONPATH=$work/lib OMP_NUM_THREADS=2
-export ASAN_OPTIONS=detect_leaks=0:strict_init_order=1:detect_stack_use_after_return=1:allocator_may_return_null=1
-export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
+# Reports go to files: pytest would take what a dying process prints with it.
+export ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=1:allocator_may_return_null=1:log_path=$work/report
+export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1:log_path=$work/report
 cd "$work/lib" # `python -m` imports from here, so not from the clone
 
 run() {
-    LD_PRELOAD=$preload "$python" "$@"
+    if ! LD_PRELOAD=$preload "$python" "$@"; then
+        cat "$work"/report.* >&2 2>/dev/null || true
+        exit 1
+    fi
 }
 
 run -W ignore - "$work" <<'PY'

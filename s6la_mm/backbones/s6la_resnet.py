@@ -31,7 +31,7 @@ class _StateBlock:
                 'norm1 of this block has been folded into conv1 (fuse_conv_bn), but not into the read of the state, '
                 'which it scales too. Do not fuse an S6LA backbone: leave out --fuse-conv-bn.'
             )
-        out = self.relu(norm1(self.read.add_to(self.conv1(x), h)))
+        out = self.relu(norm1(self.read(h, out=self.conv1(x))))
         out = self._after_conv1(out)
         out += x if self.downsample is None else self.downsample(x)
         return self.relu(out)

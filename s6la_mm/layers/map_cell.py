@@ -48,30 +48,46 @@ class StateRead(nn.Conv2d):
         """Sets the weight to zero, at construction too."""
         nn.init.zeros_(self.weight)
 
-    def forward(self, h: Tensor) -> Tensor:
-        """Reads the state, (batch, N, H, W)."""
+    def forward(self, h: Tensor, out: Tensor | None = None) -> Tensor:
+        """Reads the state.
+
+        Args:
+            h (Tensor): State, (batch, N, H, W).
+            out (Tensor, optional): What the block's first convolution made; the read is added to it in place.
+
+        Returns:
+            Tensor: The read, or ``out`` with the read added, (batch, channels, H', W').
+        """
+        if out is not None:
+            return out if self._accumulate(h, out) else out.add_(self._read(h))
+        return self._read(h)
+
+    def _read(self, h: Tensor) -> Tensor:
         if self.kernel_size == (1, 1):
             # The same numbers as a strided 1 × 1 convolution, which corrupts the heap on the CPU in torch 2.13 (its
             # backward pass, channels last, fewer than 8 channels, no AVX-512).
             return F.conv2d(h[..., :: self.stride[0], :: self.stride[1]], self.weight)
         return super().forward(h)
 
-    def add_to(self, out: Tensor, h: Tensor) -> Tensor:
-        """Adds the read of the state to ``out``, the block's first convolution, in place; returns it."""
+    def _accumulate(self, h: Tensor, out: Tensor) -> bool:
+        """Adds the read to ``out`` by a matrix product that accumulates, where there is one; whether there was.
+
+        That is one pass over ``out`` instead of three. With out= rather than in place, as FLOP counters don't know the
+        in-place forms.
+        """
         plain = self.kernel_size == self.stride == (1, 1) and out.dtype == h.dtype == self.weight.dtype
-        if plain and not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()):
-            # A matrix product that adds to its result: one pass over ``out`` instead of three. With out= rather than in
-            # place, as FLOP counters don't know the in-place forms.
-            weight = self.weight.flatten(1)
-            if out.is_contiguous():
-                maps = out.view(*out.shape[:2], -1)
-                torch.baddbmm(maps, weight.expand(len(h), -1, -1), h.flatten(2), out=maps)
-                return out
-            if out.is_contiguous(memory_format=torch.channels_last):
-                rows = out.permute(0, 2, 3, 1).view(-1, out.shape[1])
-                torch.addmm(rows, h.permute(0, 2, 3, 1).reshape(len(rows), -1), weight.t(), out=rows)
-                return out
-        return out.add_(self(h))
+        if not plain or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return False
+        weight = self.weight.flatten(1)
+        if out.is_contiguous():
+            maps = out.view(*out.shape[:2], -1)
+            torch.baddbmm(maps, weight.expand(len(h), -1, -1), h.flatten(2), out=maps)
+        elif out.is_contiguous(memory_format=torch.channels_last):
+            rows = out.permute(0, 2, 3, 1).view(-1, out.shape[1])
+            torch.addmm(rows, h.permute(0, 2, 3, 1).reshape(len(rows), -1), weight.t(), out=rows)
+        else:
+            return False
+        return True
 
     def init_weights(self) -> None:
         """Called by mmengine after a parent's ``init_cfg``, which would otherwise have the last word."""

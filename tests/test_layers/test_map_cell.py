@@ -255,7 +255,7 @@ def test_adding_a_read_in_place(memory_format, kernel_size, grad):
     for state in (h, h.to(memory_format=torch.channels_last), h.transpose(2, 3).contiguous().transpose(2, 3)):
         out = conv1(x).detach().to(memory_format=memory_format)
         with torch.set_grad_enabled(grad):
-            added = read.add_to(out, state)
+            added = read(state, out=out)
         assert added.data_ptr() == out.data_ptr() and added.requires_grad == grad
         torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
 
