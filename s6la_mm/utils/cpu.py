@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -58,9 +60,21 @@ def init_cpu_process_group(cfg: Config) -> None:
             "launcher='pytorch' (tools/dist_train.sh) for CPU processes"
         )
     torch.distributed.init_process_group('gloo')
+    atexit.register(_leave_process_group)
     wrapper = cfg.setdefault('model_wrapper_cfg', None) or dict(
         broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False)
     )
     if wrapper.get('type', 'MMDistributedDataParallel') == 'MMDistributedDataParallel':
         wrapper['type'] = 'CPUDistributedDataParallel'
     cfg.model_wrapper_cfg = wrapper
+
+
+def _leave_process_group() -> None:
+    """Ends gloo's threads while Python is still whole.
+
+    One that lets go of a tensor during the interpreter's shutdown aborts the process (pytorch/pytorch#179291). The
+    threads end when the last reference to the group goes, and a wrapped model in a reference cycle holds one.
+    """
+    gc.collect()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
