@@ -24,14 +24,16 @@ class _StateBlock:
         super().__init__(*args, **kwargs)
         self.read = StateRead(state_dim, self.conv1)
 
-    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+    def forward(self, x: Tensor, h: Tensor, out: Tensor | None = None) -> Tensor:
+        """Computes the block's output; ``out`` is ``conv1(x)``, where the caller has it."""
         norm1 = self.norm1
         if isinstance(norm1, nn.Identity):
             raise RuntimeError(
                 'norm1 of this block has been folded into conv1 (fuse_conv_bn), but not into the read of the state, '
                 'which it scales too. Do not fuse an S6LA backbone: leave out --fuse-conv-bn.'
             )
-        out = self.relu(norm1(self.read(h, out=self.conv1(x))))
+        out = self.conv1(x) if out is None else out
+        out = self.relu(norm1(self.read(h, out)))
         out = self._after_conv1(out)
         out += x if self.downsample is None else self.downsample(x)
         return self.relu(out)
@@ -217,26 +219,37 @@ class S6LAResNet(PretrainedMixin, ResNet):
         x = self.maxpool(x)
         h = self.initial_state.view(1, -1, 1, 1).expand(x.shape[0], -1, *x.shape[2:])
         outs = []
+        cell = composed = None  # of the stage of x, where x is still to be written
         for stage, name in enumerate(self.res_layers):
-            composed = self.cells[name].compose() if name in self.cells else None
+            own = (self.cells[name], self.cells[name].compose()) if name in self.cells else (None, None)
             for index, block in enumerate(getattr(self, name)):
-                cell = self.cells[name] if self._writes(stage, index) else None
                 if self.with_cp and torch.is_grad_enabled():
                     x, h = cp.checkpoint(self._layer, block, cell, composed, x, h, use_reentrant=False)
                 else:
                     x, h = self._layer(block, cell, composed, x, h)
+                cell, composed = own if self._writes(stage, index) else (None, None)
             if stage in self.out_indices:
                 outs.append(x)
-        return (*outs, h) if self.out_state else tuple(outs)
+        if self.out_state:
+            outs.append(h if cell is None else cell(x, h, composed))
+        return tuple(outs)
 
     @staticmethod
     def _layer(
         block: nn.Module, cell: S6LAMapCell | None, composed: tuple[Tensor, Tensor] | None, x: Tensor, h: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """One layer of the network: the block reads the state, the state is pooled, the cell writes to it."""
-        x = block(x, h) if isinstance(block, _StateBlock) else block(x)
-        h = pool_state(h, block.stride)
-        return x, (h if cell is None else cell(x, h, composed))
+        """One layer of the network: the cell writes the previous block's output, the block reads it and the state.
+
+        The two are computed together, as their first convolutions can be one.
+        """
+        reads = isinstance(block, _StateBlock)
+        out = u = None
+        if cell is not None:
+            if reads:
+                out, u = cell.project_with(block.conv1, x)
+            h = cell(x, h, composed, u)
+        x = block(x, h, out) if reads else block(x)
+        return x, pool_state(h, block.stride)
 
 
 def _check_options(arch_settings: dict, options: dict) -> None:

@@ -53,14 +53,14 @@ class StateRead(nn.Conv2d):
 
         Args:
             h (Tensor): State, (batch, N, H, W).
-            out (Tensor, optional): What the block's first convolution made; the read is added to it in place.
+            out (Tensor, optional): What the block's first convolution made, which may be overwritten.
 
         Returns:
-            Tensor: The read, or ``out`` with the read added, (batch, channels, H', W').
+            Tensor: The read, plus ``out`` if it is given, (batch, channels, H', W').
         """
-        if out is not None:
-            return out if self._accumulate(h, out) else out.add_(self._read(h))
-        return self._read(h)
+        if out is None:
+            return self._read(h)
+        return out if self._accumulate(h, out) else self._read(h).add_(out)
 
     def _read(self, h: Tensor) -> Tensor:
         if self.kernel_size == (1, 1):
@@ -164,19 +164,45 @@ class S6LAMapCell(BaseModule):
         read_gain, write_gain = gain.view(1, -1, 1, 1), gain.view(-1, 1, 1, 1)
         return A, torch.cat((self.dt_proj.weight, self.B_proj.weight * write_gain)) * read_gain
 
-    def forward(self, x: Tensor, h: Tensor, composed: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def project_with(self, conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Computes ``conv(x)``, for a block that reads ``x`` next, and ``in_proj(x)`` as one convolution.
+
+        In training that is one gradient of ``x`` less to compute, and to add to the others. In evaluation it gains
+        nothing, and the following batch norm would copy its half of the result.
+
+        Args:
+            conv (nn.Module): The first layer of the next block.
+            x (Tensor): The block's output, (batch, D, H, W).
+
+        Returns:
+            tuple: ``conv(x)`` and ``in_proj(x)``, two views of one tensor; or None twice in evaluation, and where
+            ``conv`` is not a plain 1 × 1 convolution.
+        """
+        is_plain = type(conv) is nn.Conv2d and conv.kernel_size == conv.stride == (1, 1) and conv.groups == 1
+        if not (self.training and is_plain and conv.bias is None):
+            return None, None
+        weights = conv.weight, self.in_proj.weight
+        if weights[0].requires_grad != weights[1].requires_grad:  # else a frozen one would have a graph
+            return None, None
+        return F.conv2d(x, torch.cat(weights)).split([len(weight) for weight in weights], dim=1)
+
+    def forward(
+        self, x: Tensor, h: Tensor, composed: tuple[Tensor, Tensor] | None = None, u: Tensor | None = None
+    ) -> Tensor:
         """Returns the next state.
 
         Args:
             x (Tensor): The block's output, (batch, D, H, W).
             h (Tensor): State, (batch, N, H, W); it keeps its own dtype under autocast.
             composed (tuple[Tensor, Tensor], optional): The result of :meth:`compose`, for several writes in a row.
+            u (Tensor, optional): ``in_proj(x)``, where :meth:`project_with` has made it.
 
         Returns:
             Tensor: Next state, (batch, N, H, W), in the dtype of ``h``.
         """
         A, weight = self.compose() if composed is None else composed
-        u = self.in_proj(x)
+        if u is None:
+            u = self.in_proj(x)
         dt, B = F.conv2d(u, weight).chunk(2, dim=1)
         return selective_update(
             h,

@@ -167,7 +167,7 @@ def test_frozen_stages_need_no_graph(frozen_stages, with_cp, stage_with_state):
     with_graph = []
 
     def note(module, args, out):
-        if out.requires_grad or any(a.requires_grad for a in tree_leaves(args)):
+        if any(getattr(leaf, 'requires_grad', False) for leaf in tree_leaves((args, out))):
             with_graph.append(module)
 
     for stage in range(1, frozen_stages + 1):
@@ -233,7 +233,8 @@ def test_with_cp_changes_nothing_but_memory(options):
     torch.testing.assert_close(cp_gradients, gradients, rtol=1e-4, atol=1e-6)
     readers = sum(blocks for blocks, carried in zip(plain.stage_blocks, plain.stage_with_state) if carried)
     assert forward == total == cp_forward == readers - (not options.get('out_state', False))
-    assert cp_total == 2 * forward
+    # The write of the last output, which is returned, has nothing to recompute.
+    assert cp_total == 2 * forward - options.get('out_state', False)
 
 
 def test_with_cp_recomputes_once_and_only_for_a_backward():

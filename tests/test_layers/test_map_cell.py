@@ -244,7 +244,7 @@ def test_split_read_equals_convolution_of_the_concatenation(kernel_size, stride,
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize('kernel_size', [1, 3])
 @pytest.mark.parametrize('grad', [True, False])
-def test_adding_a_read_in_place(memory_format, kernel_size, grad):
+def test_adding_a_read(memory_format, kernel_size, grad):
     """The matrix product of inference and the convolution of training, on any layout of the state."""
     torch.manual_seed(0)
     conv1 = nn.Conv2d(5, 7, kernel_size, padding=kernel_size // 2, bias=False).double()
@@ -256,8 +256,38 @@ def test_adding_a_read_in_place(memory_format, kernel_size, grad):
         out = conv1(x).detach().to(memory_format=memory_format)
         with torch.set_grad_enabled(grad):
             added = read(state, out=out)
-        assert added.data_ptr() == out.data_ptr() and added.requires_grad == grad
-        torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+        assert added.requires_grad == grad
+        assert (added.data_ptr() == out.data_ptr()) == (kernel_size == 1 and not grad)
+        torch.testing.assert_close(added, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+def test_projecting_with_the_next_convolution(memory_format):
+    """In training one convolution gives both results, and the gradients of the two."""
+    torch.manual_seed(0)
+    cell, conv = S6LAMapCell(5, 3).double(), nn.Conv2d(5, 7, 1, bias=False).double()
+    x = torch.randn(2, 5, 4, 6, dtype=torch.float64).to(memory_format=memory_format).requires_grad_()
+    leaves = (x, conv.weight, cell.in_proj.weight)
+    results, gradients = [], []
+    for out, u in (cell.project_with(conv, x), (conv(x), cell.in_proj(x))):
+        results.append((out, u))
+        gradients.append(torch.autograd.grad(out.square().sum() + u.exp().sum(), leaves))
+    assert results[0][0].untyped_storage().data_ptr() == results[0][1].untyped_storage().data_ptr()
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+    assert cell.eval().project_with(conv, x) == (None, None)
+
+
+@pytest.mark.parametrize('options', [dict(kernel_size=3), dict(stride=2), dict(bias=True), dict(groups=5)], ids=str)
+def test_what_is_not_projected_together(options):
+    cell = S6LAMapCell(5, 3)
+    options = dict(kernel_size=1, bias=False) | options
+    x = torch.randn(1, 5, 4, 4)
+    assert cell.project_with(nn.Conv2d(5, 10, **options), x) == (None, None)
+    conv = nn.Conv2d(5, 10, 1, bias=False)
+    assert cell.project_with(nn.utils.parametrizations.weight_norm(conv), x) == (None, None)
+    frozen = nn.Conv2d(5, 10, 1, bias=False).requires_grad_(False)
+    assert cell.project_with(frozen, x) == (None, None)
 
 
 @pytest.mark.parametrize('stride', [1, 2, 4])
