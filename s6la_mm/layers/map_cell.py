@@ -175,8 +175,8 @@ class S6LAMapCell(BaseModule):
             x (Tensor): The block's output, (batch, D, H, W).
 
         Returns:
-            tuple: ``conv(x)`` and ``in_proj(x)``, two views of one tensor; or None twice in evaluation, and where
-            ``conv`` is not a plain 1 × 1 convolution.
+            tuple: ``conv(x)`` and ``in_proj(x)``; or None twice in evaluation, where ``conv`` is not a plain 1 × 1
+            convolution, and where ``x`` is so small that the copy of the weights would cost what it saves.
         """
         is_plain = type(conv) is nn.Conv2d and conv.kernel_size == conv.stride == (1, 1) and conv.groups == 1
         if not (self.training and is_plain and conv.bias is None):
@@ -184,7 +184,12 @@ class S6LAMapCell(BaseModule):
         weights = conv.weight, self.in_proj.weight
         if weights[0].requires_grad != weights[1].requires_grad:  # else a frozen one would have a graph
             return None, None
-        return F.conv2d(x, torch.cat(weights)).split([len(weight) for weight in weights], dim=1)
+        if 4 * sum(weight.numel() for weight in weights) > x.numel():
+            return None, None
+        out, u = F.conv2d(x, torch.cat(weights)).split([len(weight) for weight in weights], dim=1)
+        # A copy, as the backward pass needs u and would keep the whole tensor for it.
+        channels_last = x.is_contiguous(memory_format=torch.channels_last)
+        return out, u.clone(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
     def forward(
         self, x: Tensor, h: Tensor, composed: tuple[Tensor, Tensor] | None = None, u: Tensor | None = None

@@ -272,7 +272,8 @@ def test_projecting_with_the_next_convolution(memory_format):
     for out, u in (cell.project_with(conv, x), (conv(x), cell.in_proj(x))):
         results.append((out, u))
         gradients.append(torch.autograd.grad(out.square().sum() + u.exp().sum(), leaves))
-    assert results[0][0].untyped_storage().data_ptr() == results[0][1].untyped_storage().data_ptr()
+    u = results[0][1]
+    assert u.is_contiguous(memory_format=memory_format) and u.untyped_storage().nbytes() == u.numel() * 8
     torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
     assert cell.eval().project_with(conv, x) == (None, None)
@@ -282,9 +283,11 @@ def test_projecting_with_the_next_convolution(memory_format):
 def test_what_is_not_projected_together(options):
     cell = S6LAMapCell(5, 3)
     options = dict(kernel_size=1, bias=False) | options
-    x = torch.randn(1, 5, 4, 4)
+    x = torch.randn(1, 5, 8, 8)
     assert cell.project_with(nn.Conv2d(5, 10, **options), x) == (None, None)
     conv = nn.Conv2d(5, 10, 1, bias=False)
+    assert cell.project_with(conv, x) != (None, None)
+    assert cell.project_with(conv, x[..., :7, :7]) == (None, None)  # 245 numbers, and 65 weights
     assert cell.project_with(nn.utils.parametrizations.weight_norm(conv), x) == (None, None)
     frozen = nn.Conv2d(5, 10, 1, bias=False).requires_grad_(False)
     assert cell.project_with(frozen, x) == (None, None)
