@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import atexit
 import gc
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.model import MMDistributedDataParallel
+from mmengine.logging import print_log
+from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODEL_WRAPPERS, OPTIM_WRAPPERS
 from torch import nn
@@ -35,9 +37,21 @@ class CPUAmpOptimWrapper(OptimWrapper):
 
 @MODEL_WRAPPERS.register_module()
 class CPUDistributedDataParallel(MMDistributedDataParallel):
-    """``MMDistributedDataParallel`` without mmengine's ``device_ids``, which a CPU model refuses."""
+    """``MMDistributedDataParallel`` without what needs an accelerator.
+
+    mmengine's ``device_ids``, which a CPU model refuses, are left out. ``SyncBN`` layers, which raise an error at the
+    first training step on the CPU, become ``BN`` layers with the same parameters, as mmengine does for one process.
+    """
 
     def __init__(self, module: nn.Module, device_ids: list[int] | None = None, **kwargs) -> None:
+        if any(type(layer).__name__ == 'SyncBatchNorm' for layer in module.modules()):  # torch's or mmcv's
+            print_log(
+                'SyncBN does not work on the CPU: each process normalises its own images (BN). Give every process at '
+                'least two.',
+                logger='current',
+                level=logging.WARNING,
+            )
+            module = revert_sync_batchnorm(module)
         super().__init__(module=module, **kwargs)
 
 

@@ -1,4 +1,6 @@
-"""Several processes without an accelerator, through gloo."""
+"""What mmengine leaves out for machines without an accelerator."""
+
+from __future__ import annotations
 
 import os
 import subprocess
@@ -6,6 +8,10 @@ import sys
 
 import pytest
 import torch
+from mmengine.model import BaseModel
+from torch import nn
+
+from s6la_mm.utils.cpu import CPUDistributedDataParallel
 
 LEAVE = """
 import os
@@ -39,3 +45,47 @@ def test_gloo_threads_end_before_the_interpreter():
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert 'left: 0' in done.stdout
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    """A process group of this process alone."""
+    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/group', rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+class Normed(BaseModel):
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 4, 1), norm)
+        self.layers[1].weight.data.uniform_()
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        return self.layers(inputs)
+
+
+@pytest.mark.parametrize('name', ['SyncBN', 'MMSyncBN'])
+def test_sync_bn_becomes_bn(name, one_process):
+    """torch's and mmcv's layers stop on the CPU; in their place are BN layers with the same parameters."""
+    from mmcv.cnn import build_norm_layer
+
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, 4, 5)
+    module = Normed(build_norm_layer(dict(type=name), 4)[1])
+    with pytest.raises((ValueError, RuntimeError, AttributeError, NotImplementedError)):
+        module.train()(images)
+    state = {key: value.clone() for key, value in module.state_dict().items()}
+    model = CPUDistributedDataParallel(module).train()
+    assert isinstance(model.module.layers[1], nn.modules.batchnorm._BatchNorm)
+    torch.testing.assert_close(model.module.state_dict(), state)
+    plain = Normed(nn.BatchNorm2d(4)).train()
+    plain.load_state_dict(state)
+    torch.testing.assert_close(model(images), plain(images))
+    model(images).sum().backward()
+    assert model.module.layers[1].weight.grad is not None
+
+
+def test_other_layers_stay(one_process):
+    module = Normed(nn.BatchNorm2d(4))
+    assert CPUDistributedDataParallel(module).module is module
