@@ -64,7 +64,7 @@ def test_resume_then_report(trained):
     assert 'last (iteration 6)' in text
     assert 'http' not in text  # no network
     sources = [part.split('"')[0] for part in text.split('src="')[1:]]
-    assert sources == ['loss.png', 'map.png', 'images/000.png', 'images/001.png']
+    assert sources == ['loss.png', 'metrics.png', 'images/000.png', 'images/001.png']
     for source in sources:
         assert cv2.imread(str(page.parent / source)) is not None
 

@@ -20,7 +20,8 @@ NARROW = ('--cfg-options', 'model.backbone.base_channels=8', 'model.backbone.ste
 SHORT = (
     *('model.decode_head.in_channels=[8,16,32,64]', 'model.decode_head.channels=8'),
     *('model.auxiliary_head.in_channels=32', 'model.auxiliary_head.channels=8'),
-    *('train_cfg.max_iters=1', 'train_cfg.val_interval=1', 'default_hooks.checkpoint.interval=1'),
+    *('train_cfg.max_iters=1', 'train_cfg.val_interval=1'),
+    *('default_hooks.checkpoint.interval=1', 'default_hooks.logger.interval=1'),
     *('train_dataloader.batch_size=2', 'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False'),
     *('val_dataloader.num_workers=0', 'val_dataloader.persistent_workers=False'),
     *('test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False'),
@@ -41,7 +42,7 @@ def make_camvid(folder: Path, label: int = 11) -> Path:
 
 
 @pytest.mark.slow
-def test_train_test_and_demo(tmp_path):
+def test_train_test_report_and_demo(tmp_path):
     """A UperNet of 8 channels trains one step on three images, is tested and draws."""
     data = dict(CAMVID_ROOT=str(make_camvid(tmp_path / 'data')))
     output = check(run('train.py', TINY, '--work-dir', tmp_path / 'run', *NARROW, *SHORT, **data))
@@ -49,6 +50,12 @@ def test_train_test_and_demo(tmp_path):
     config, checkpoint = tmp_path / 'run/upernet_s6la-r18_camvid.py', tmp_path / 'run/iter_1.pth'
     output = check(run('test.py', config, checkpoint, '--work-dir', tmp_path / 't', '--show-dir', tmp_path / 'shown'))
     assert 'mIoU' in output and len(list((tmp_path / 'shown').rglob('*.png'))) == 3
+    output = check(run('make_report.py', tmp_path / 'run', '--num-images', 2, **data))
+    page = (tmp_path / 'run/report/index.html').read_text()
+    assert '<td>mIoU</td>' in page and 'mIoU: ' in output and 'rgb(128, 64, 128)"></span>road' in page
+    sources = [part.split('"')[0] for part in page.split('src="')[1:]]
+    assert sources == ['loss.png', 'metrics.png', 'images/000.png', 'images/001.png']
+    assert cv2.imread(str(tmp_path / 'run/report/images/000.png')).shape == (48, 120, 3)  # ground truth, prediction
     images = tmp_path / 'data/images/val'
     check(run('image_demo.py', images, config, checkpoint, '--out-dir', tmp_path / 'demo', '--opacity', 1))
     share = json.loads((tmp_path / 'demo/preds/0.json').read_text())['share']

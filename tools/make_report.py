@@ -1,4 +1,4 @@
-"""Make the page of pictures of a detection run: metrics, curves, ground truth beside prediction."""
+"""Make the page of pictures of a detection or segmentation run: metrics, curves, ground truth beside prediction."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ import mmcv
 import numpy as np
 import torch
 from matplotlib import pyplot as plt
-from mmdet.apis import init_detector
-from mmdet.registry import DATASETS, VISUALIZERS
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import get_box_tensor
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.device import get_device
+from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
 from mmengine.runner import find_latest_checkpoint
 
 import s6la_mm  # noqa: F401  (allow-lists what checkpoints hold, also for configs that don't import it)
@@ -29,6 +28,7 @@ from s6la_mm.utils import UsageError
 from s6la_mm.utils.cli import add_cfg_options, clear_errors, load_config, require_file
 
 DRAWN_SIDE = 480
+SEGMENTATION_METRICS = ('mIoU', 'mAcc', 'aAcc')
 PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -41,6 +41,7 @@ td, th {{ padding: .15em 1em .15em 0; text-align: left; }}
 td + td {{ font-variant-numeric: tabular-nums; }}
 img {{ max-width: 100%; }}
 figure {{ margin: 0; }}
+.colour {{ display: inline-block; width: 1em; height: 1em; margin: 0 .3em 0 1em; vertical-align: text-bottom; }}
 .pictures {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(26em, 1fr)); gap: 1em; }}
 .pictures img {{ width: 100%; }}
 </style>
@@ -52,7 +53,8 @@ figure {{ margin: 0; }}
 {metrics}
 <h2>Curves</h2>
 {curves}
-<h2>Ground truth (left) and prediction (right), score at least {score_thr:g}</h2>
+<h2>Ground truth (left) and prediction (right)</h2>
+<p>{note}</p>
 <div class="pictures">
 {pictures}
 </div>
@@ -67,7 +69,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('work_dir', help='work dir of the training')
     parser.add_argument('--checkpoint', help='checkpoint to draw (default: the last one of the work dir)')
     parser.add_argument('--num-images', type=int, default=12, help='validation images to draw (12)')
-    parser.add_argument('--score-thr', type=float, default=0.5, help='lowest score drawn (0.5)')
+    parser.add_argument('--score-thr', type=float, default=0.5, help='detection: lowest score drawn (0.5)')
     parser.add_argument('--out-dir', help='folder of the page (default: WORK_DIR/report)')
     add_cfg_options(parser)
     return parser.parse_args()
@@ -124,7 +126,7 @@ def read_scalars(work_dir: Path) -> tuple[list[dict], list[dict]]:
             if 'loss' in entry:
                 train.append(entry)
                 step = entry['step']
-            elif any('mAP' in key for key in entry):
+            elif any('mAP' in key or key in SEGMENTATION_METRICS for key in entry):
                 # mmengine's own step is an iteration, an epoch or always 0, as the config goes.
                 val.append({**entry, 'step': step})
     if not train:
@@ -136,20 +138,20 @@ def read_scalars(work_dir: Path) -> tuple[list[dict], list[dict]]:
 
 
 def draw_curves(train: list[dict], val: list[dict], out_dir: Path) -> list[str]:
-    """Draw the losses and, where the run was validated, box and mask mAP.
+    """Draw the losses and, where the run was validated, box and mask mAP or mIoU and accuracies.
 
     Args:
         train: training entries of :func:`read_scalars`.
         val: validation entries.
-        out_dir: gets ``loss.png`` and ``map.png``.
+        out_dir: gets ``loss.png`` and ``metrics.png``.
 
     Returns:
         The names of the files.
     """
     losses = sorted(key for key in train[-1] if 'loss' in key)
-    maps = sorted(key for key in val[-1] if key.endswith('_mAP')) if val else []
+    metrics = sorted(key for key in val[-1] if key.endswith(('_mAP', *SEGMENTATION_METRICS))) if val else []
     names = []
-    for name, entries, keys in (('loss.png', train, losses), ('map.png', val, maps)):
+    for name, entries, keys in (('loss.png', train, losses), ('metrics.png', val, metrics)):
         if not keys:
             continue
         figure, axes = plt.subplots(figsize=(8, 4), layout='constrained')
@@ -189,8 +191,10 @@ def enlarge(image: np.ndarray, sample: DetDataSample) -> np.ndarray:
     return image
 
 
-def draw_predictions(cfg: Config, checkpoint: str, number: int, score_thr: float, out_dir: Path) -> list[str]:
-    """Predict on the first validation images and draw each beside its ground truth.
+def draw_predictions(
+    cfg: Config, checkpoint: str, number: int, score_thr: float, out_dir: Path
+) -> tuple[list[str], str]:
+    """Predict on validation images, evenly spread over the set, and draw each beside its ground truth.
 
     Args:
         cfg: the run's config.
@@ -200,31 +204,48 @@ def draw_predictions(cfg: Config, checkpoint: str, number: int, score_thr: float
         out_dir: gets ``images/*.png``.
 
     Returns:
-        The paths of the pictures relative to ``out_dir``.
+        The paths of the pictures relative to ``out_dir``, and HTML that explains them.
     """
-    model = init_detector(cfg, checkpoint, device=get_device())
+    segments = cfg.default_scope == 'mmseg'
+    if segments:
+        from mmseg.apis import init_model as init
+    else:
+        from mmdet.apis import init_detector as init
+    init_default_scope(cfg.default_scope)
+    model = init(cfg, checkpoint, device=get_device())
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
     cfg.visualizer.vis_backends = None  # pictures go to files of our choice
     visualizer = VISUALIZERS.build(cfg.visualizer)
     visualizer.dataset_meta = dataset.metainfo
     names = []
-    for index in range(min(number, len(dataset))):
+    number = min(number, len(dataset))
+    for index in (len(dataset) * i // number for i in range(number)):
         with torch.no_grad():
             sample = model.val_step(pseudo_collate([dataset[index]]))[0]
         names.append(f'images/{index:03d}.png')
+        image = mmcv.imread(sample.img_path, channel_order='rgb')
         visualizer.add_datasample(
             f'{index}',
-            enlarge(mmcv.imread(sample.img_path, channel_order='rgb'), sample),
+            image if segments else enlarge(image, sample),
             sample,
-            pred_score_thr=score_thr,
             out_file=str(out_dir / names[-1]),
+            **(dict(with_labels=False) if segments else dict(pred_score_thr=score_thr)),
         )
-    return names
+    return names, colour_legend(dataset.metainfo) if segments else f'Score at least {score_thr:g}'
+
+
+def colour_legend(metainfo: dict) -> str:
+    """The classes and colours of a segmentation data set as HTML."""
+    entries = zip(metainfo['classes'], metainfo['palette'])
+    return '\n'.join(
+        f'<span class="colour" style="background: rgb{tuple(colour)}"></span>{html.escape(name)}'
+        for name, colour in entries
+    )
 
 
 def metrics_table(val: list[dict]) -> str:
     """The last and the best value of each metric as an HTML table."""
-    keys = [key for key in val[-1] if '/' in key] if val else []
+    keys = [key for key in val[-1] if '/' in key or key in SEGMENTATION_METRICS] if val else []
     if not keys:
         return '<p>This run was not validated, or found nothing.</p>'
     rows = [f'<tr><th>metric</th><th>last (iteration {val[-1]["step"]})</th><th>best</th></tr>']
@@ -244,15 +265,15 @@ def main() -> None:
     with clear_errors():
         config = find_config(work_dir)
         cfg = load_config(str(config), args.cfg_options)
-        if cfg.get('default_scope') != 'mmdet':
-            raise UsageError(f'{config} has default_scope={cfg.get("default_scope")!r}; this page is for mmdet')
+        if cfg.get('default_scope') not in ('mmdet', 'mmseg'):
+            raise UsageError(f'{config} has default_scope={cfg.get("default_scope")!r}, not mmdet or mmseg')
         train, val = read_scalars(work_dir)
         checkpoint = args.checkpoint or find_checkpoint(work_dir)
         require_file(checkpoint, 'checkpoint')
     out_dir.mkdir(parents=True, exist_ok=True)
     curves = draw_curves(train, val, out_dir)
     with clear_errors(cfg):
-        pictures = draw_predictions(cfg, checkpoint, args.num_images, args.score_thr, out_dir)
+        pictures, note = draw_predictions(cfg, checkpoint, args.num_images, args.score_thr, out_dir)
     figures = [f'<figure><img src="{name}" alt="" loading="lazy"></figure>' for name in curves + pictures]
     page = out_dir / 'index.html'
     page.write_text(
@@ -261,13 +282,13 @@ def main() -> None:
             checkpoint=html.escape(checkpoint),
             metrics=metrics_table(val),
             curves='\n'.join(figures[: len(curves)]),
-            score_thr=args.score_thr,
+            note=note,
             pictures='\n'.join(figures[len(curves) :]),
         ),
         encoding='utf-8',
     )
     for key, value in val[-1].items() if val else ():
-        if key.endswith(('mAP', 'mAP_50', 'mAP_75')):
+        if key.endswith(('mAP', 'mAP_50', 'mAP_75', *SEGMENTATION_METRICS)):
             print(f'{key}: {value:.3f}')
     print(f'Page of pictures: {page}')
 
