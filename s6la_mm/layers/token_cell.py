@@ -132,7 +132,10 @@ class TokenRead(nn.Linear):
         if num_extra_tokens:
             # Rows of zeros instead of a slice: cutting x up and joining it again would copy all tokens twice.
             C[:, :num_extra_tokens] = 0
-        return x + torch.bmm(C, h.to(C.dtype).transpose(1, 2))
+        h = h.to(C.dtype).transpose(1, 2)
+        if x.dtype == C.dtype:
+            return torch.baddbmm(x, C, h)  # without a tensor of what is read
+        return x + torch.bmm(C, h)  # autocast, which would round a float32 residual x in baddbmm
 
     def init_weights(self) -> None:
         """Called by mmengine after a parent's ``init_cfg``, which would otherwise have the last word."""
