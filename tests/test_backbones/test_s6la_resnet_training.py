@@ -325,6 +325,18 @@ def test_bf16_autocast(input_norm, with_cp):
         assert parameter.grad.dtype == torch.float32 and parameter.grad.isfinite().all(), name
 
 
+@pytest.mark.parametrize('depth', [18, 50])
+def test_bf16_autocast_in_evaluation(depth):
+    """Without the statistics of a batch, which amplify rounding, within 2 % of float32."""
+    network = with_readers(build(depth, out_state=True)).eval()
+    with torch.no_grad():
+        expected = network(images())
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            outs = network(images())
+    for actual, e in zip(outs, expected):
+        assert 0 < (actual.float() - e).norm() < 0.02 * e.norm()
+
+
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float16, torch.bfloat16])
 def test_cast_network(dtype):
     """``model.half()`` for inference, ``model.double()`` for checks."""
