@@ -9,31 +9,33 @@ from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import s6la_mm  # noqa: F401  (registers the backbones)
-from s6la_mm.layers import S6LAMapCell, StateRead
+from s6la_mm.layers import STATE_LAYERS
 from s6la_mm.utils.cli import add_cfg_options, clear_errors, load_config
+
+SHAPES = dict(mmdet=(800, 1344), mmseg=(512, 512), mmpretrain=(224, 224))  # height and width, by default scope
 
 
 def parse_args() -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
-    parser.add_argument(
-        '--shape', type=int, nargs='+', default=[800, 1344], help='input height and width (default: 800 1344)'
-    )
+    defaults = ', '.join(f'{height} {width} ({scope})' for scope, (height, width) in SHAPES.items())
+    parser.add_argument('--shape', type=int, nargs='+', help=f'input height and width (default: {defaults})')
     add_cfg_options(parser)
     args = parser.parse_args()
-    if len(args.shape) > 2 or min(args.shape) < 1:
+    if args.shape and (len(args.shape) > 2 or min(args.shape) < 1):
         parser.error(f'--shape {args.shape} must be one or two positive numbers: height and width')
     return args
 
 
 def build_model(cfg: Config) -> nn.Module:
-    """Builds the model of a config in evaluation mode, without loading weights."""
+    """Builds the model of a config for evaluation, without loading weights."""
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    return revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
+    return revert_sync_batchnorm(MODELS.build(cfg.model)).eval().requires_grad_(False)
 
 
 def run_model(model: nn.Module, height: int, width: int) -> None:
@@ -62,7 +64,7 @@ def count(model: nn.Module, height: int, width: int) -> list[tuple[str, int, int
             do not.
     """
     counter = FlopCounterMode(display=False)
-    with counter:
+    with counter, sdpa_kernel(SDPBackend.MATH):  # the fused attention of the CPU is not counted
         run_model(model, height, width)
     # FlopCounterMode counts multiply and add, and names modules by their path below the class of the root.
     flops = {
@@ -85,7 +87,7 @@ def count(model: nn.Module, height: int, width: int) -> list[tuple[str, int, int
     rows = []
     for name, part in model.named_children():
         rows.append(row(name, [name], []))
-        state = [f'{name}.{path}' for path, m in part.named_modules() if isinstance(m, (S6LAMapCell, StateRead))]
+        state = [f'{name}.{path}' for path, m in part.named_modules() if isinstance(m, STATE_LAYERS)]
         if state:
             rows.append(row('  of it S6LA', state, [f'{name}.initial_state']))
     rows = [r for r in rows if r[1] or r[2]]
@@ -99,7 +101,8 @@ def main() -> None:
         cfg = load_config(args.config, args.cfg_options)
     with clear_errors(cfg):
         model = build_model(cfg)
-        height, width = args.shape[0], args.shape[-1]
+        shape = args.shape or SHAPES.get(cfg.get('default_scope'), SHAPES['mmdet'])
+        height, width = shape[0], shape[-1]
         rows = count(model, height, width)
     print(f'{args.config}, one image of {height} × {width}')
     print(f'{"part":<16}{"parameters":>14}{"GFLOPs":>12}')
