@@ -10,6 +10,7 @@ from unittest import mock
 
 import pytest
 import torch
+from mmengine.config import Config
 from tool_runner import ROOT, TOOLS, check, run
 
 from s6la_mm.ops import extension, reference, selective_update
@@ -29,6 +30,37 @@ def test_get_flops_counts_every_part():
     assert heads == pytest.approx(parts['whole model'][1], abs=0.05)
 
 
+def test_get_flops_of_a_transformer(monkeypatch):
+    """Plain network and S6LA add up to the backbone; attention, which the CPU fuses, is in both."""
+    monkeypatch.syspath_prepend(TOOLS)
+    get_flops = importlib.import_module('get_flops')
+    arch = dict(embed_dims=32, num_layers=3, num_heads=2, feedforward_channels=64)
+    options = dict(arch=arch, img_size=64, with_cls_token=False, out_type='featmap', _scope_='mmpretrain')
+    rows = {}
+    for name, extra in (('VisionTransformer', {}), ('S6LAViT', dict(state_dim=4))):
+        config = Config(dict(model=dict(type='ImageClassifier', backbone=dict(type=name, **options, **extra))))
+        config.default_scope = 'mmpretrain'
+        rows[name] = {row[0].strip(): row[1:] for row in get_flops.count(get_flops.build_model(config), 64, 48)}
+    plain, backbone, state = (
+        rows['VisionTransformer']['backbone'],
+        rows['S6LAViT']['backbone'],
+        rows['S6LAViT']['of it S6LA'],
+    )
+    assert [a + b for a, b in zip(plain, state)] == [*backbone]
+    tokens = 12
+    attention = 2 * tokens**2 * 32
+    assert plain[1] == tokens * 3 * 16**2 * 32 + 3 * (tokens * (4 * 32**2 + 2 * 32 * 64) + attention)
+    # Per block W_Δ and W_B of the summary token, and every token's read: W_C and the product with the state.
+    update = 3 * (32 * 32 + 32 * 4 + 2 * tokens * 32 * 4)
+    assert 0 <= state[1] - update <= 3 * 8 * 32 * 4
+
+
+def test_get_flops_default_shape():
+    """That of the config's scope."""
+    output = check(run('get_flops.py', ROOT / 'configs/imagenet/s6la-pvtv2-b0_8xb128_in1k.py'))
+    assert 'one image of 224 × 224' in output
+
+
 def test_get_flops_names_wrong_input():
     done = run('get_flops.py', 'configs/nothing.py')
     assert done.returncode == 1 and 'configs/nothing.py' in done.stderr and 'Traceback' not in done.stderr
@@ -36,7 +68,7 @@ def test_get_flops_names_wrong_input():
     assert done.returncode == 2 and '--shape' in done.stderr
 
 
-TINY = ['--depth', 18, '--shape', 1, 3, 64, 64, '--rounds', 2, '--threads', 1, '--device', 'cpu']
+TINY = ['--arch', 'r18', '--shape', 1, 3, 64, 64, '--rounds', 2, '--threads', 1, '--device', 'cpu']
 
 
 def numbers(line: str) -> list[float]:
@@ -63,8 +95,42 @@ def test_benchmark_backbone_prints_paired_ratios():
 
 
 @pytest.mark.slow
+def test_benchmark_backbone_of_a_transformer():
+    """A table for every arch, at the shape and in the layout of its family; RLA is a ResNet."""
+    output = check(run('benchmark_backbone.py', '--arch', 'pvtv2-b0', 'deit-ti', *TINY[2:]))
+    assert 'PVTv2-B0, (1, 3, 64, 64), contiguous' in output and 'DeiT-tiny, (1, 3, 64, 64)' in output
+    assert 'RLA' not in output
+    for label, columns in (('forward, eval', 5), ('forward + backward', 5), ('peak memory', 3)):
+        rows = [numbers(line) for line in output.splitlines() if line.startswith(label)]
+        assert [len(row) for row in rows] == [columns] * 2
+        # Either one may be the smaller in two rounds; the ratio is that of the two.
+        assert all(row[2] == pytest.approx(row[1] / row[0], rel=0.1) for row in rows)
+
+
+def test_benchmark_backbone_builds_comparable_networks(monkeypatch):
+    """Same options and input for base and S6LA, nothing dropped, and reads that read."""
+    monkeypatch.syspath_prepend(TOOLS)
+    tool = importlib.import_module('benchmark_backbone')
+    for arch in ('r18', 'pvtv2-b0'):
+        args = argparse.Namespace(shape=(1, 3, 32, 64), layout=None, device='cpu', dtype='float32')
+        family = tool.family_of(arch)
+        (plain, images), (s6la, same) = (tool.build(name, arch, args) for name in ('plain', 'S6LA'))
+        assert torch.equal(images, same) and images.shape == (1, 3, 32, 64)
+        assert images.is_contiguous() == (family is tool.TRANSFORMERS)
+        added = s6la.state_dict().keys() - plain.state_dict().keys()
+        assert not plain.state_dict().keys() - s6la.state_dict().keys() and 'initial_state' in added
+        assert all(s6la.state_dict()[key].ne(0).any() for key in added if 'read' in key)
+        assert not any(getattr(module, 'drop_prob', 0) for module in [*plain.modules(), *s6la.modules()])
+        tool.step(s6la, images, args, backward=True)
+        assert all(p.grad is not None for p in s6la.parameters())
+        assert s6la.initial_state.grad.abs().max() > 1e-6  # 1e-9 would be rounding
+    assert tool.family_of('x101-32x4d').networks == ('plain', 'S6LA')
+    assert {'r50', 'deit-s', 'swin-t', 'pvtv2-b1'} < set(tool.MODELS)
+
+
+@pytest.mark.slow
 def test_benchmark_backbone_scales_without_the_op():
-    options = ['--scaling', '--sizes', 64, 96, '--depths', 18, '--eager']
+    options = ['--scaling', '--sizes', 64, 96, '--eager']
     output = check(run('benchmark_backbone.py', *TINY, *options))
     assert 'the PyTorch formula, because of --eager' in output
     assert '(1, 3, 64, 64)' in output and 'ms per megapixel' in output and 'ms per block' in output

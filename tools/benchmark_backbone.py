@@ -1,7 +1,9 @@
-"""Time and memory of S6LA-ResNet against the plain ResNet and RLA-ResNet, in alternating runs of one process.
+"""Time and memory of the S6LA backbones against their bases, and RLA-ResNet, in alternating runs of one process.
 
 Machines drift; the ratio of two neighbouring runs does not. Each round times every network, and the table has the
 medians of the rounds' ratios with their spread. ``--scaling`` shows instead how the cost grows with pixels and depth.
+
+Base and S6LA have the same options; norms train, nothing is dropped, and every read has weights.
 """
 
 from __future__ import annotations
@@ -9,14 +11,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 from unittest import mock
 
 import torch
+from make_model_table import models
 from mmdet.models import ResNet
 from rla_resnet import RLAResNet
 from torch import nn
 
-from s6la_mm.backbones import S6LAResNet
+from s6la_mm.layers import StateRead, TokenRead
 from s6la_mm.ops import extension
 from s6la_mm.utils.benchmark import (
     PeakMemory,
@@ -28,29 +32,52 @@ from s6la_mm.utils.benchmark import (
 )
 
 DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
-NETWORKS = {'plain': ResNet, 'S6LA': S6LAResNet, 'RLA': RLAResNet}
+MODELS = {model.arch: model for model in models()}
 PASSES = {'forward, eval': False, 'forward + backward': True}
+RATIOS = (('S6LA', 'plain'), ('RLA', 'plain'), ('S6LA', 'RLA'))
+
+
+class Family(NamedTuple):
+    """What a family of backbones is measured with."""
+
+    networks: tuple[str, ...]
+    shape: tuple[int, int, int, int]
+    layout: str
+    options: dict
+
+
+RESNETS = Family(('plain', 'S6LA', 'RLA'), (2, 3, 320, 320), 'channels_last', dict(norm_eval=False))
+TRANSFORMERS = Family(('plain', 'S6LA'), (2, 3, 224, 224), 'contiguous', dict(drop_path_rate=0.0))
+
+
+def family_of(arch: str) -> Family:
+    """The family of one of ``MODELS``."""
+    plain = MODELS[arch].plain.func
+    if not issubclass(plain, ResNet):
+        return TRANSFORMERS
+    return RESNETS if plain is ResNet else RESNETS._replace(networks=('plain', 'S6LA'))  # no RLA-ResNeXt
 
 
 def parse_args() -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--depth', type=int, default=50, choices=[18, 34, 50, 101, 152])
-    parser.add_argument('--shape', type=int, nargs=4, default=[2, 3, 320, 320], metavar=('B', 'C', 'H', 'W'))
+    parser.add_argument('--arch', nargs='+', default=['r50'], choices=MODELS, metavar='ARCH', help=', '.join(MODELS))
+    parser.add_argument(
+        '--shape', type=int, nargs=4, metavar=('B', 'C', 'H', 'W'), help='default: 2 3 320 320, or 224 224 if no ResNet'
+    )
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--dtype', choices=DTYPES, default='float32', help='other than float32: under autocast')
-    parser.add_argument('--layout', choices=['channels_last', 'contiguous'], default='channels_last')
+    parser.add_argument(
+        '--layout', choices=['channels_last', 'contiguous'], help='default: channels_last, transformers contiguous'
+    )
     parser.add_argument('--threads', type=int, default=torch.get_num_threads(), help='CPU threads')
     parser.add_argument('--rounds', type=int, default=10, help='timed rounds after 2 that are not counted')
     parser.add_argument('--eager', action='store_true', help='S6LA without its compiled op, though it is there')
-    parser.add_argument('--scaling', action='store_true', help='the cost over --sizes and --depths')
-    parser.add_argument('--sizes', type=int, nargs='*', default=[224, 448, 896], help='image sizes, at --depth')
-    parser.add_argument('--depths', type=int, nargs='*', default=[50, 101, 152], help='at --shape')
+    parser.add_argument('--scaling', action='store_true', help='the cost over --sizes and over all --arch')
+    parser.add_argument('--sizes', type=int, nargs='*', default=[224, 448, 896], help='of images, at the first --arch')
     args = parser.parse_args()
-    if min(args.rounds, args.threads, *args.shape, *args.sizes) < 1:
+    if min(args.rounds, args.threads, *(args.shape or []), *args.sizes) < 1:
         parser.error('--rounds, --threads, --shape and --sizes must be positive')
-    if not set(args.depths) <= set(ResNet.arch_settings):
-        parser.error(f'--depths must be out of {tuple(ResNet.arch_settings)}')
     return args
 
 
@@ -72,12 +99,18 @@ def describe_update(args: argparse.Namespace) -> str:
     return f'the PyTorch formula: NOT COMPILED for {args.device} ({extension.load_error() or "built without it"})'
 
 
-def build(name: str, args: argparse.Namespace) -> tuple[nn.Module, torch.Tensor]:
-    """Builds one of ``NETWORKS``, which trains its norms, and its input."""
+def build(name: str, arch: str, args: argparse.Namespace) -> tuple[nn.Module, torch.Tensor]:
+    """Builds one of the networks of a family, and its input."""
     torch.manual_seed(0)
-    backbone = NETWORKS[name](depth=args.depth, in_channels=args.shape[1], norm_eval=False)
-    images = torch.rand(*args.shape)
-    if args.layout == 'channels_last':
+    model, family = MODELS[arch], family_of(arch)
+    shape = args.shape or family.shape
+    make = dict(plain=model.plain, S6LA=model.s6la, RLA=partial(RLAResNet, **model.plain.keywords))[name]
+    images = torch.rand(*shape)
+    backbone = make(in_channels=shape[1], **family.options)
+    for module in backbone.modules():
+        if isinstance(module, (StateRead, TokenRead)):  # which start at zero
+            nn.init.normal_(module.weight, std=0.02)
+    if (args.layout or family.layout) == 'channels_last':
         backbone, images = (
             backbone.to(memory_format=torch.channels_last),
             images.to(memory_format=torch.channels_last),
@@ -93,60 +126,74 @@ def step(backbone: nn.Module, images: torch.Tensor, args: argparse.Namespace, ba
         outs = backbone(images)
     if backward:
         backbone.zero_grad(set_to_none=True)
-        sum(out.float().mean() for out in outs).backward()
+        # Half of the channels: behind a layer norm, the mean over all of them has no gradient.
+        sum(out[:, ::2].float().mean() for out in outs).backward()
 
 
-def measure(names: Sequence[str], args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
+def measure(names: Sequence[str], arch: str, args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
     """Seconds by pass and network, a list over the rounds."""
-    models = {name: build(name, args) for name in names}
+    networks = {name: build(name, arch, args) for name in names}
     return {
         label: alternating_rounds(
-            {name: partial(step, *model, args, backward) for name, model in models.items()}, args.rounds, args.device
+            {name: partial(step, *network, args, backward) for name, network in networks.items()},
+            args.rounds,
+            args.device,
         )
         for label, backward in PASSES.items()
     }
 
 
-def training_memory(name: str, args: argparse.Namespace) -> float:
+def training_memory(name: str, arch: str, args: argparse.Namespace) -> float:
     """Peak memory in MiB of training steps: weights, gradients and activations; for a process of its own."""
     set_up(args)
     with PeakMemory(args.device) as peak:
-        backbone, images = build(name, args)
+        backbone, images = build(name, arch, args)
         for _ in range(2):
             step(backbone, images, args, backward=True)
     return peak.bytes / 2**20
 
 
-def print_comparison(args: argparse.Namespace) -> None:
-    """Prints the table of the three networks."""
-    print(f'ResNet-{args.depth}, {tuple(args.shape)}')
-    print(f'{"":<20}{"plain":>12}{"S6LA":>12}{"RLA":>12}  {"S6LA / plain":<25}{"RLA / plain":<25}S6LA / RLA')
-    for label, times in measure(tuple(NETWORKS), args).items():
-        cells = ''.join(f'{spread(times[name]).median * 1e3:>9.1f} ms' for name in NETWORKS)
-        ratios = [paired_ratios(times[a], times[b]) for a, b in (('S6LA', 'plain'), ('RLA', 'plain'), ('S6LA', 'RLA'))]
-        print(f'{label:<20}{cells}  ' + ''.join(f'{ratio!s:<25}' for ratio in ratios).rstrip())
-    memory = {name: run_in_child(training_memory, name, args) for name in NETWORKS}
+def describe(arch: str, args: argparse.Namespace) -> str:
+    """Name and input of what is measured."""
+    family = family_of(arch)
+    return f'{MODELS[arch].name}, {tuple(args.shape or family.shape)}, {args.layout or family.layout}'
+
+
+def print_comparison(arch: str, args: argparse.Namespace) -> None:
+    """Prints the table of one arch's networks."""
+    names = family_of(arch).networks
+    pairs = [pair for pair in RATIOS if set(pair) <= set(names)]
+    print(f'\n{describe(arch, args)}')
+    titles = ''.join(f'{f"{a} / {b}":<25}' for a, b in pairs)
+    print(f'{"":<20}{"".join(f"{name:>12}" for name in names)}  {titles.rstrip()}')
+    for label, times in measure(names, arch, args).items():
+        cells = ''.join(f'{spread(times[name]).median * 1e3:>9.1f} ms' for name in names)
+        ratios = ''.join(f'{paired_ratios(times[a], times[b])!s:<25}' for a, b in pairs)
+        print(f'{label:<20}{cells}  {ratios.rstrip()}')
+    memory = {name: run_in_child(training_memory, name, arch, args) for name in names}
     cells = ''.join(f'{value:>8.0f} MiB' for value in memory.values())
-    ratios = [memory['S6LA'] / memory['plain'], memory['RLA'] / memory['plain'], memory['S6LA'] / memory['RLA']]
-    print(f'{"peak memory":<20}{cells}  ' + ''.join(f'{ratio:<25.3f}' for ratio in ratios).rstrip())
+    ratios = ''.join(f'{memory[a] / memory[b]:<25.3f}' for a, b in pairs)
+    print(f'{"peak memory":<20}{cells}  {ratios.rstrip()}')
 
 
 def print_scaling(args: argparse.Namespace) -> None:
-    """Prints two tables: a growing image and a growing depth, with the time per megapixel and per block."""
-    batch, channels, height, width = args.shape
+    """Prints two tables: a growing image and a growing depth, with the time per megapixel and per block that reads."""
+    first = args.arch[0]
+    batch, channels = (args.shape or family_of(first).shape)[:2]
     sizes = [
-        (f'{size} x {size}', batch * size**2 / 1e6, dict(shape=[batch, channels, size, size])) for size in args.sizes
+        (f'{size} x {size}', batch * size**2 / 1e6, first, dict(shape=[batch, channels, size, size]))
+        for size in args.sizes
     ]
-    depths = [(f'ResNet-{depth}', sum(ResNet.arch_settings[depth][1]), dict(depth=depth)) for depth in args.depths]
+    depths = [(MODELS[arch].name, count_reads(arch), arch, {}) for arch in args.arch]
     for title, unit, cases in (
-        (f'pixels: ResNet-{args.depth}, batch {batch}', 'megapixel', sizes),
-        (f'depth: {(batch, channels, height, width)}', 'block', depths),
+        (f'pixels: {MODELS[first].name}, batch {batch}', 'megapixel', sizes),
+        (f'depth: {describe(first, args).partition(", ")[2]}', 'block', depths),
     ):
         print(f'\n{title}; "added" is S6LA - plain')
         print(f'{"":<32}{"plain":>12}{"S6LA":>12}  {"S6LA / plain":<25}{"S6LA":>10}{"added":>10}  ms per {unit}')
-        for name, units, changes in cases:
+        for name, units, arch, changes in cases:
             case = argparse.Namespace(**{**vars(args), **changes})
-            for label, times in measure(('plain', 'S6LA'), case).items():
+            for label, times in measure(('plain', 'S6LA'), arch, case).items():
                 plain, s6la = (spread(times[key]).median * 1e3 for key in ('plain', 'S6LA'))
                 added = spread([(b - a) * 1e3 for a, b in zip(times['plain'], times['S6LA'])]).median
                 print(
@@ -155,14 +202,23 @@ def print_scaling(args: argparse.Namespace) -> None:
                 )
 
 
+def count_reads(arch: str) -> int:
+    """Blocks that read the state: all, except the last of a vision transformer with a class token."""
+    return sum(isinstance(module, (StateRead, TokenRead)) for module in MODELS[arch].s6la().modules())
+
+
 def main() -> None:
     """Measures and prints."""
     args = parse_args()
     set_up(args)
-    print(f'{describe_device(args.device)}, torch {torch.__version__}, {args.layout}, {args.dtype}')
+    print(f'{describe_device(args.device)}, torch {torch.__version__}, {args.dtype}')
     print(f'state update: {describe_update(args)}')
     print(f'{args.rounds} alternating rounds; medians, [min .. max] of the ratios paired by round')
-    (print_scaling if args.scaling else print_comparison)(args)
+    if args.scaling:
+        print_scaling(args)
+    else:
+        for arch in args.arch:
+            print_comparison(arch, args)
 
 
 if __name__ == '__main__':

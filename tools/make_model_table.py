@@ -29,6 +29,7 @@ NUM_CLASSES = 1000
 class Model(NamedTuple):
     """A row: a plain backbone, the S6LA one, and the channels that a classifier on top of them sees."""
 
+    arch: str  # the name as in config files, and on the command line of benchmark_backbone.py
     name: str
     plain: Callable[[], nn.Module]
     s6la: Callable[[], nn.Module]
@@ -40,18 +41,26 @@ def models() -> list[Model]:
     rows = []
     for depth, channels in ((18, 512), (34, 512), (50, 2048), (101, 2048), (152, 2048)):
         options = dict(depth=depth, out_indices=(3,))
-        rows.append(Model(f'ResNet-{depth}', partial(ResNet, **options), partial(S6LAResNet, **options), channels))
+        pair = (partial(cls, **options) for cls in (ResNet, S6LAResNet))
+        rows.append(Model(f'r{depth}', f'ResNet-{depth}', *pair, channels))
     options = dict(depth=101, groups=32, base_width=4, out_indices=(3,))
-    rows.append(Model('ResNeXt-101 32×4d', partial(ResNeXt, **options), partial(S6LAResNet, **options), 2048))
-    for name, channels in (('DeiT-tiny', 192), ('DeiT-small', 384), ('DeiT-base', 768), ('large', 1024)):
-        pair = (partial(cls, name.lower()) for cls in (VisionTransformer, S6LAViT))
-        rows.append(Model('ViT-large' if name == 'large' else name, *pair, channels))
-    for arch, channels in (('tiny', 768), ('small', 768), ('base', 1024), ('large', 1536)):
-        rows.append(Model(f'Swin-{arch}', partial(SwinTransformer, arch), partial(S6LASwin, arch), channels))
-    for arch, options in S6LAPVTv2.arch_zoo.items():
+    pair = (partial(cls, **options) for cls in (ResNeXt, S6LAResNet))
+    rows.append(Model('x101-32x4d', 'ResNeXt-101 32×4d', *pair, 2048))
+    for arch, name, base, channels in (
+        ('deit-ti', 'DeiT-tiny', 'deit-tiny', 192),
+        ('deit-s', 'DeiT-small', 'deit-small', 384),
+        ('deit-b', 'DeiT-base', 'deit-base', 768),
+        ('vit-l', 'ViT-large', 'large', 1024),
+    ):
+        pair = (partial(cls, base) for cls in (VisionTransformer, S6LAViT))
+        rows.append(Model(arch, name, *pair, channels))
+    for name, channels in (('tiny', 768), ('small', 768), ('base', 1024), ('large', 1536)):
+        pair = (partial(cls, name) for cls in (SwinTransformer, S6LASwin))
+        rows.append(Model(f'swin-{name[0]}', f'Swin-{name}', *pair, channels))
+    for name, options in S6LAPVTv2.arch_zoo.items():
         options = dict(options, out_indices=(3,))
         pair = (partial(cls, **options) for cls in (PyramidVisionTransformerV2, S6LAPVTv2))
-        rows.append(Model(f'PVTv2-{arch.upper()}', *pair, 8 * options['embed_dims']))
+        rows.append(Model(f'pvtv2-{name}', f'PVTv2-{name.upper()}', *pair, 8 * options['embed_dims']))
     return rows
 
 
