@@ -39,8 +39,8 @@ class CPUAmpOptimWrapper(OptimWrapper):
 class CPUDistributedDataParallel(MMDistributedDataParallel):
     """``MMDistributedDataParallel`` without what needs an accelerator.
 
-    mmengine's ``device_ids``, which a CPU model refuses, are left out. ``SyncBN`` layers, which raise an error at the
-    first training step on the CPU, become ``BN`` layers with the same parameters, as mmengine does for one process.
+    mmengine's ``device_ids``, which a CPU model refuses, are left out. ``SyncBN`` layers, for which torch has no CPU
+    kernels, become ``BN`` layers with the same parameters, as mmengine does for one process.
     """
 
     def __init__(self, module: nn.Module, device_ids: list[int] | None = None, **kwargs) -> None:
