@@ -70,6 +70,8 @@ def enable_drawing(cfg: Config, show: bool, show_dir: str | None, wait_time: flo
         hook.update(draw=True, test_out_dir=show_dir)
     elif scope == 'mmseg':
         hook.update(draw=True, interval=1)
+        # The hook asks for runner.iter, which would build the training set, maybe not on this machine.
+        cfg.train_cfg = cfg.train_dataloader = cfg.optim_wrapper = cfg.param_scheduler = None
         if show_dir is not None:
             cfg.visualizer.save_dir = show_dir
     else:
