@@ -11,9 +11,8 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=50),
-    dict(type='PolyLR', power=0.9, eta_min=1e-5, by_epoch=False, begin=50, end=400),
+    dict(type='PolyLR', power=0.9, eta_min=1e-5, by_epoch=False, begin=50, end=700),
 ]
-train_cfg = dict(max_iters=400, val_interval=200)
-default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=200, max_keep_ckpts=2))
-log_processor = dict(window_size=20)
+train_cfg = dict(max_iters=700, val_interval=175)
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=175, max_keep_ckpts=2))
 randomness = dict(seed=0)
