@@ -14,6 +14,7 @@ from torch import nn
 from s6la_mm.utils.cpu import CPUDistributedDataParallel
 
 LEAVE = """
+import atexit
 import os
 from mmengine.config import Config
 from torch import nn
@@ -29,9 +30,8 @@ def work():
     model.cycle = [model]
     assert gloo_threads() > 0
 
+atexit.register(lambda: print('left:', gloo_threads()))  # the last one registered runs first
 work()
-cpu._leave_process_group()
-print('left:', gloo_threads())
 """
 
 
