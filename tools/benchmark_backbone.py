@@ -153,17 +153,17 @@ def training_memory(name: str, arch: str, args: argparse.Namespace) -> float:
     return peak.bytes / 2**20
 
 
-def describe(arch: str, args: argparse.Namespace) -> str:
-    """Name and input of what is measured."""
+def describe_input(arch: str, args: argparse.Namespace) -> str:
+    """Shape and layout of what is measured."""
     family = family_of(arch)
-    return f'{MODELS[arch].name}, {tuple(args.shape or family.shape)}, {args.layout or family.layout}'
+    return f'{tuple(args.shape or family.shape)}, {args.layout or family.layout}'
 
 
 def print_comparison(arch: str, args: argparse.Namespace) -> None:
     """Prints the table of one arch's networks."""
     names = family_of(arch).networks
     pairs = [pair for pair in RATIOS if set(pair) <= set(names)]
-    print(f'\n{describe(arch, args)}')
+    print(f'\n{MODELS[arch].name}, {describe_input(arch, args)}')
     titles = ''.join(f'{f"{a} / {b}":<25}' for a, b in pairs)
     print(f'{"":<20}{"".join(f"{name:>12}" for name in names)}  {titles.rstrip()}')
     for label, times in measure(names, arch, args).items():
@@ -187,7 +187,7 @@ def print_scaling(args: argparse.Namespace) -> None:
     depths = [(MODELS[arch].name, count_reads(arch), arch, {}) for arch in args.arch]
     for title, unit, cases in (
         (f'pixels: {MODELS[first].name}, batch {batch}', 'megapixel', sizes),
-        (f'depth: {describe(first, args).partition(", ")[2]}', 'block', depths),
+        (f'depth: {describe_input(first, args)}', 'block', depths),
     ):
         print(f'\n{title}; "added" is S6LA - plain')
         print(f'{"":<32}{"plain":>12}{"S6LA":>12}  {"S6LA / plain":<25}{"S6LA":>10}{"added":>10}  ms per {unit}')

@@ -39,28 +39,28 @@ class Model(NamedTuple):
 def models() -> list[Model]:
     """All rows of the table."""
     rows = []
+
+    def add(arch: str, name: str, classes: tuple[type, type], channels: int, *args, **options) -> None:
+        plain, s6la = (partial(cls, *args, **options) for cls in classes)
+        rows.append(Model(arch, name, plain, s6la, channels))
+
     for depth, channels in ((18, 512), (34, 512), (50, 2048), (101, 2048), (152, 2048)):
-        options = dict(depth=depth, out_indices=(3,))
-        pair = (partial(cls, **options) for cls in (ResNet, S6LAResNet))
-        rows.append(Model(f'r{depth}', f'ResNet-{depth}', *pair, channels))
-    options = dict(depth=101, groups=32, base_width=4, out_indices=(3,))
-    pair = (partial(cls, **options) for cls in (ResNeXt, S6LAResNet))
-    rows.append(Model('x101-32x4d', 'ResNeXt-101 32×4d', *pair, 2048))
+        add(f'r{depth}', f'ResNet-{depth}', (ResNet, S6LAResNet), channels, depth=depth, out_indices=(3,))
+    resnext = dict(depth=101, groups=32, base_width=4, out_indices=(3,))
+    add('x101-32x4d', 'ResNeXt-101 32×4d', (ResNeXt, S6LAResNet), 2048, **resnext)
     for arch, name, base, channels in (
         ('deit-ti', 'DeiT-tiny', 'deit-tiny', 192),
         ('deit-s', 'DeiT-small', 'deit-small', 384),
         ('deit-b', 'DeiT-base', 'deit-base', 768),
         ('vit-l', 'ViT-large', 'large', 1024),
     ):
-        pair = (partial(cls, base) for cls in (VisionTransformer, S6LAViT))
-        rows.append(Model(arch, name, *pair, channels))
-    for name, channels in (('tiny', 768), ('small', 768), ('base', 1024), ('large', 1536)):
-        pair = (partial(cls, name) for cls in (SwinTransformer, S6LASwin))
-        rows.append(Model(f'swin-{name[0]}', f'Swin-{name}', *pair, channels))
-    for name, options in S6LAPVTv2.arch_zoo.items():
-        options = dict(options, out_indices=(3,))
-        pair = (partial(cls, **options) for cls in (PyramidVisionTransformerV2, S6LAPVTv2))
-        rows.append(Model(f'pvtv2-{name}', f'PVTv2-{name.upper()}', *pair, 8 * options['embed_dims']))
+        add(arch, name, (VisionTransformer, S6LAViT), channels, base)
+    for base, channels in (('tiny', 768), ('small', 768), ('base', 1024), ('large', 1536)):
+        add(f'swin-{base[0]}', f'Swin-{base}', (SwinTransformer, S6LASwin), channels, base)
+    for base, options in S6LAPVTv2.arch_zoo.items():
+        classes = (PyramidVisionTransformerV2, S6LAPVTv2)
+        channels = 8 * options['embed_dims']
+        add(f'pvtv2-{base}', f'PVTv2-{base.upper()}', classes, channels, **dict(options, out_indices=(3,)))
     return rows
 
 
