@@ -23,7 +23,7 @@ INSTALL_REQUIRES = ['torch>=2.6', 'torchvision', 'numpy', 'matplotlib', 'pycocot
 MMDET = ['mmengine>=0.10.3,<1', 'mmdet>=3.3,<3.4', 'setuptools<81']
 MMSEG = [*MMDET, 'mmsegmentation>=1.2,<1.3', 'ftfy', 'regex']
 MMPRETRAIN = [*MMDET, 'mmpretrain>=1.2,<1.3', 'importlib_metadata']
-TESTS = ['pytest', 'onnx', 'onnxruntime', 'onnxscript']
+TESTS = ['pytest', 'onnx', 'onnxruntime', 'onnxscript', 'timm', 'safetensors']
 EXTRAS = {
     'mmdet': MMDET,
     'mmseg': MMSEG,

@@ -15,11 +15,11 @@ from typing import NamedTuple
 from unittest import mock
 
 import torch
-from make_model_table import models
 from mmdet.models import ResNet
 from rla_resnet import RLAResNet
 from torch import nn
 
+from s6la_mm.backbones.architectures import architectures
 from s6la_mm.layers import StateRead, TokenRead
 from s6la_mm.ops import extension
 from s6la_mm.utils.benchmark import (
@@ -32,7 +32,7 @@ from s6la_mm.utils.benchmark import (
 )
 
 DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
-MODELS = {model.arch: model for model in models()}
+MODELS = architectures()
 PASSES = {'forward, eval': False, 'forward + backward': True}
 RATIOS = (('S6LA', 'plain'), ('RLA', 'plain'), ('S6LA', 'RLA'))
 
@@ -52,7 +52,7 @@ TRANSFORMERS = Family(('plain', 'S6LA'), (2, 3, 224, 224), 'contiguous', dict(dr
 
 def family_of(arch: str) -> Family:
     """The family of one of ``MODELS``."""
-    plain = MODELS[arch].plain.func
+    plain = MODELS[arch].plain
     if not issubclass(plain, ResNet):
         return TRANSFORMERS
     return RESNETS if plain is ResNet else RESNETS._replace(networks=('plain', 'S6LA'))  # no RLA-ResNeXt
@@ -104,9 +104,9 @@ def build(name: str, arch: str, args: argparse.Namespace) -> tuple[nn.Module, to
     torch.manual_seed(0)
     model, family = MODELS[arch], family_of(arch)
     shape = args.shape or family.shape
-    make = dict(plain=model.plain, S6LA=model.s6la, RLA=partial(RLAResNet, **model.plain.keywords))[name]
+    cls = dict(plain=model.plain, S6LA=model.s6la, RLA=RLAResNet)[name]
     images = torch.rand(*shape)
-    backbone = make(in_channels=shape[1], **family.options)
+    backbone = cls(in_channels=shape[1], **model.options, **family.options)
     for module in backbone.modules():
         if isinstance(module, (StateRead, TokenRead)):  # which start at zero
             nn.init.normal_(module.weight, std=0.02)
@@ -163,7 +163,7 @@ def print_comparison(arch: str, args: argparse.Namespace) -> None:
     """Prints the table of one arch's networks."""
     names = family_of(arch).networks
     pairs = [pair for pair in RATIOS if set(pair) <= set(names)]
-    print(f'\n{MODELS[arch].name}, {describe_input(arch, args)}')
+    print(f'\n{MODELS[arch].title}, {describe_input(arch, args)}')
     titles = ''.join(f'{f"{a} / {b}":<25}' for a, b in pairs)
     print(f'{"":<20}{"".join(f"{name:>12}" for name in names)}  {titles.rstrip()}')
     for label, times in measure(names, arch, args).items():
@@ -184,9 +184,9 @@ def print_scaling(args: argparse.Namespace) -> None:
         (f'{size} x {size}', batch * size**2 / 1e6, first, dict(shape=[batch, channels, size, size]))
         for size in args.sizes
     ]
-    depths = [(MODELS[arch].name, count_reads(arch), arch, {}) for arch in args.arch]
+    depths = [(MODELS[arch].title, count_reads(arch), arch, {}) for arch in args.arch]
     for title, unit, cases in (
-        (f'pixels: {MODELS[first].name}, batch {batch}', 'megapixel', sizes),
+        (f'pixels: {MODELS[first].title}, batch {batch}', 'megapixel', sizes),
         (f'depth: {describe_input(first, args)}', 'block', depths),
     ):
         print(f'\n{title}; "added" is S6LA - plain')
@@ -204,7 +204,9 @@ def print_scaling(args: argparse.Namespace) -> None:
 
 def count_reads(arch: str) -> int:
     """Blocks that read the state: all, except the last of a vision transformer with a class token."""
-    return sum(isinstance(module, (StateRead, TokenRead)) for module in MODELS[arch].s6la().modules())
+    return sum(
+        isinstance(module, (StateRead, TokenRead)) for module in MODELS[arch].s6la(**MODELS[arch].options).modules()
+    )
 
 
 def main() -> None:

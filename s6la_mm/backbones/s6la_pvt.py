@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmdet.models.backbones.pvt import PyramidVisionTransformerV2, nlc_to_nchw, pvt_convert
+from mmdet.models.backbones.pvt import PyramidVisionTransformerV2, nlc_to_nchw
 from mmengine.registry import MODELS
 from torch import Tensor
 
@@ -125,7 +125,3 @@ class S6LAPVTv2(TokenStateMixin, PyramidVisionTransformerV2):
             if isinstance(module, STATE_LAYERS):
                 module.init_weights()
         self._is_init = True
-
-    def convert_checkpoint(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Fits a checkpoint of the authors; what has mmdet's names keeps them."""
-        return pvt_convert(state_dict) if self.convert_weights else state_dict

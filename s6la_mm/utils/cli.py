@@ -168,6 +168,19 @@ def clear_errors(cfg: Config | None = None) -> Iterator[None]:
         raise SystemExit(f'error: {message}') from error
 
 
+@contextmanager
+def checkpoint_errors() -> Iterator[None]:
+    """Turn the errors of s6la_mm.checkpoint, which are sentences for users, into one line and exit status 1.
+
+    Raises:
+        SystemExit: with the message, which Python prints to stderr.
+    """
+    try:
+        yield
+    except (OSError, ValueError, ImportError) as error:
+        raise SystemExit(f'error: {error}') from error
+
+
 def explain(error: BaseException, cfg: Config | None = None) -> str | None:
     """Say what is missing and what to set, or None where the error is of another kind."""
     text = str(error)

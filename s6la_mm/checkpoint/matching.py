@@ -1,0 +1,276 @@
+"""Fitting the weights of a checkpoint to a backbone, with an account of every tensor."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..layers import STATE_LAYERS
+from .layouts import LAYOUTS, Layout, find_layout
+from .reading import Weights
+from .surgery import TRANSFORMS, Item, Items, resize_state
+
+ACTIONS = ('kept', 'renamed', 'reshaped', 'new', 'left out')
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What became of a tensor.
+
+    Attributes:
+        source (str): Its name in the checkpoint, several joined with `` + ``; ``''`` if it is new.
+        target (str): Its name in the backbone; ``''`` if it is left out.
+        action (str): One of ``ACTIONS``; what is reshaped may be renamed, too.
+        note (str): How it was reshaped, or why it was left out.
+        shape (tuple[int, ...]): Its shape in the backbone, or in the checkpoint if it is left out.
+        bytes (int): Its size there.
+    """
+
+    source: str
+    target: str
+    action: str
+    note: str
+    shape: tuple[int, ...]
+    bytes: int
+
+
+@dataclass
+class Match:
+    """The result of :func:`match_backbone`.
+
+    Attributes:
+        layout (str): Name of the checkpoint's layout.
+        prefix (str): Where the backbone was in it.
+        tensors (dict[str, Tensor]): What the checkpoint has for the backbone, by the backbone's names.
+        head (dict[str, Tensor]): The class head beside the backbone, as ``weight``, ``bias``.
+        entries (list[Entry]): Every tensor of the checkpoint and of the backbone.
+        problems (dict[str, list[str]]): What should match and does not, by kind; empty if all is well.
+    """
+
+    layout: str
+    prefix: str
+    tensors: dict[str, Tensor]
+    head: dict[str, Tensor]
+    entries: list[Entry]
+    problems: dict[str, list[str]]
+
+    def describe_problems(self) -> str:
+        """One sentence part for each kind of problem."""
+        return '; '.join(f'{len(keys)} {what}: {shortened(keys)}' for what, keys in self.problems.items())
+
+    def new(self) -> list[str]:
+        """Names of the backbone's tensors that the checkpoint does not have."""
+        return [entry.target for entry in self.entries if entry.action == 'new']
+
+    def table(self) -> list[str]:
+        """The entries as aligned lines, and the counts below them."""
+        rows = [('checkpoint', 'backbone', 'shape', 'what was done')]
+        for e in self.entries:
+            what = e.action + (f': {e.note}' if e.note else '')
+            rows.append((e.source or '-', e.target or '-', 'x'.join(map(str, e.shape)) or '1', what))
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        lines = [f'{a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d}' for a, b, c, d in rows]
+        return [*lines, '', *self.summary()]
+
+    def summary(self) -> list[str]:
+        """Counts and bytes by action."""
+        counts = Counter(e.action for e in self.entries)
+        size = {action: sum(e.bytes for e in self.entries if e.action == action) for action in ACTIONS}
+        return [f'{a:<9} {counts[a]:>5} tensors {size[a] / 2**20:>9.2f} MiB' for a in ACTIONS if counts[a]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return dict(
+            layout=self.layout,
+            prefix=self.prefix,
+            entries=[asdict(e) for e in self.entries],
+            problems=self.problems,
+            counts=dict(Counter(e.action for e in self.entries)),
+        )
+
+
+def match_backbone(
+    weights: Weights,
+    module: nn.Module,
+    *,
+    layout: str | Layout = 'auto',
+    prefix: str | None = None,
+    fresh_reads: bool = False,
+    change_state_dim: bool = False,
+) -> Match:
+    """Fits a checkpoint of a plain or of an S6LA network to an S6LA backbone; neither is changed.
+
+    Args:
+        weights (Weights): What :func:`read_weights` returns.
+        module (nn.Module): The backbone.
+        layout (str | Layout): Name of one of ``LAYOUTS``, or a layout. Defaults to ``'auto'``: found out by the keys.
+        prefix (str, optional): Where the backbone is in a whole model. Defaults to None: found out.
+        fresh_reads (bool): Leave the reads of the checkpoint out. Defaults to False.
+        change_state_dim (bool): Fit parameters of S6LA to another ``state_dim``. Defaults to False.
+
+    Returns:
+        Match: Tensors for the backbone, and the account.
+
+    Raises:
+        ValueError: If no layout of the backbone's class fits, the backbone is there more than once, or the class
+            cannot fit a tensor of its own.
+    """
+    family = next(c.__name__ for c in type(module).__mro__ if any(c.__name__ == each.backbone for each in LAYOUTS))
+    chosen, prefix = _choose_layout(weights.tensors, family, layout, prefix)
+    items, head, entries = _renamed(weights, chosen, prefix)
+    target = module.state_dict()
+    for name in chosen.transforms:
+        TRANSFORMS[name](items, target)
+    if fresh_reads:
+        for key in [key for key in items if key.endswith('.read.weight')]:
+            entries.append(_left_out(items.pop(key), 'reads start at zero'))
+    if change_state_dim:
+        resize_state(items, target, target)
+    items = _apply_hook(items, module, entries)
+
+    state, extras = _new_prefixes(module)
+    # A file of an S6LA network has all of its parameters: a missing one means other options.
+    may_be_new = extras if any(key.startswith(state) for key in items) else state + extras
+    may_be_new += tuple(key for key in target if is_counter(key) or key.endswith('relative_position_index'))
+    # A head is left out as expected; a block that the backbone does not have means another depth, a part of the state
+    # other options.
+    parts = {k.split('.')[0] for k in target if '.' in k} | {'cells', 'carries', 'dist_token'}
+    problems = {
+        'other shape': [
+            f'{k} {tuple(items[k].tensor.shape)} against {tuple(v.shape)}'
+            for k, v in target.items()
+            if k in items and items[k].tensor.shape != v.shape
+        ],
+        'missing from the checkpoint': [k for k in target if k not in items and not k.startswith(may_be_new)],
+        'not in the backbone': [k for k in items if k not in target and k.split('.')[0] in parts],
+    }
+    tensors = {}
+    for key, item in items.items():
+        if key in target and item.tensor.shape == target[key].shape:
+            tensors[key] = item.tensor
+            action = 'reshaped' if item.notes else 'kept' if item.sources == (prefix + key,) else 'renamed'
+            entries.append(_entry(item, key, action))
+        else:
+            what = 'other shape' if key in target else 'not in the backbone'
+            entries.append(_left_out(item, what))
+    entries += [
+        Entry('', k, 'new', '', tuple(v.shape), v.numel() * v.element_size())
+        for k, v in target.items()
+        if k not in tensors
+    ]
+    return Match(chosen.name, prefix, tensors, head, entries, {k: v for k, v in problems.items() if v})
+
+
+def _choose_layout(
+    tensors: dict[str, Tensor], family: str, layout: str | Layout, prefix: str | None
+) -> tuple[Layout, str]:
+    if prefix and not prefix.endswith('.'):
+        prefix += '.'
+    candidates = [each for each in LAYOUTS if each.backbone == family]
+    if isinstance(layout, Layout):
+        if layout.backbone != family:
+            raise ValueError(f'layout {layout.name!r} is of {layout.backbone}, and the backbone is a {family}')
+        candidates = [layout]
+    elif layout != 'auto':
+        names = [each.name for each in candidates]
+        candidates = [each for each in candidates if each.name == layout]
+        if not candidates:
+            raise ValueError(f'{layout!r} is no layout of {family}: use auto, {", ".join(names)}, or a JSON file')
+    found = find_layout(tensors, candidates, prefix)
+    if found is None:
+        where = f'under prefix {prefix!r}, ' if prefix else ''
+        wanted = ' or '.join(f'{each.markers} ({each.name})' for each in candidates)
+        raise ValueError(
+            f'{where}the checkpoint is of no network that {family} can start from: the keys {wanted} are missing from '
+            f'the checkpoint, whose {len(tensors)} keys are {shortened(tensors)}. Give the checkpoint of another '
+            'network, or prefix=... if the backbone is a part of a larger model'
+        )
+    return found
+
+
+def _renamed(weights: Weights, layout: Layout, prefix: str) -> tuple[Items, dict[str, Tensor], list[Entry]]:
+    """The tensors of the network under their new names, its class head, and what is left out so far."""
+    items: Items = {}
+    head: dict[str, Tensor] = {}
+    entries = [
+        Entry(key, '', 'left out', f'a {type(v).__name__}, no tensor', (), 0) for key, v in weights.others.items()
+    ]
+    for key, tensor in weights.tensors.items():
+        item = Item(tensor, (key,))
+        name = layout.name_of(key[len(prefix) :]) if key.startswith(prefix) else ''
+        if name is None:
+            entries.append(_left_out(item, f'not needed ({layout.name})'))
+        elif not name:
+            entries.append(_left_out(item, 'outside of the backbone'))
+        elif name.startswith('head.'):
+            head[name.removeprefix('head.')] = tensor
+            entries.append(_left_out(item, 'class head'))
+        elif name in items:
+            raise ValueError(f'{key} and {items[name].sources[0]} both become {name} in layout {layout.name!r}')
+        else:
+            items[name] = item
+    return items, head, entries
+
+
+def _apply_hook(items: Items, module: nn.Module, entries: list[Entry]) -> Items:
+    """Lets the backbone fit position embeddings and the like, and finds out what it did."""
+    before = {key: item.tensor for key, item in items.items()}
+    after = module.convert_checkpoint(before) if hasattr(module, 'convert_checkpoint') else before
+    key_of = {id(tensor): key for key, tensor in before.items()}
+    result, used = {}, set()
+    for key, tensor in after.items():
+        origin = key_of.get(id(tensor), key)
+        item = items[origin]
+        used.add(origin)
+        notes = item.notes if tensor is item.tensor else [*item.notes, f'from {tuple(item.tensor.shape)}']
+        result[key] = Item(tensor, item.sources, notes)
+    entries += [_left_out(item, 'not used with these options') for key, item in items.items() if key not in used]
+    return result
+
+
+def _entry(item: Item, target: str, action: str) -> Entry:
+    size = item.tensor.numel() * item.tensor.element_size()
+    return Entry(' + '.join(item.sources), target, action, ', '.join(item.notes), tuple(item.tensor.shape), size)
+
+
+def _left_out(item: Item, why: str) -> Entry:
+    entry = _entry(item, '', 'left out')
+    return Entry(entry.source, '', 'left out', why, entry.shape, entry.bytes)
+
+
+def is_counter(key: str) -> bool:
+    """Whether it is a batch norm's counter of batches, which only matters where momentum is None."""
+    return key.endswith('num_batches_tracked')
+
+
+def check_finite(source: str, tensors: dict[str, Tensor]) -> None:
+    """Raises a ValueError that names the tensors with NaN or Inf, if there are any."""
+    bad = [k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]
+    if bad:
+        raise ValueError(f'{source} has NaN or Inf in {len(bad)} tensors: {shortened(bad)}')
+
+
+def _new_prefixes(module: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Starts of the keys that a plain checkpoint need not have: of S6LA, and of plugins, DCN offsets and the like."""
+    state, extras = ['initial_state'], []
+    if hasattr(module, 'optional_keys'):
+        extras += module.optional_keys()
+    for name, child in module.named_modules():
+        if isinstance(child, STATE_LAYERS):
+            state.append(f'{name}.')
+        if name.endswith('.conv_offset'):
+            extras.append(f'{name}.')
+        if getattr(child, 'with_plugins', False):
+            plugins = [p for i in (1, 2, 3) for p in getattr(child, f'after_conv{i}_plugin_names')]
+            extras += [f'{name}.{plugin}.' for plugin in plugins]
+    return tuple(state), tuple(extras)
+
+
+def shortened(keys: Iterable[str], limit: int = 6) -> str:
+    """The first few of a list of names, and how many more there are."""
+    keys = list(keys)
+    return ', '.join(keys[:limit]) + (f' and {len(keys) - limit} more' if len(keys) > limit else '') if keys else 'none'

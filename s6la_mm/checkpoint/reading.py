@@ -1,0 +1,156 @@
+"""Reading the weights out of a file, a URL or a ``torchvision://`` name; code in a file is never run."""
+
+from __future__ import annotations
+
+import os
+import os.path as osp
+import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from mmengine.runner import CheckpointLoader
+from torch import Tensor
+
+# Under which key training scripts put the weights: mmengine and timm, the authors of DeiT, Swin and PVT, DeepSpeed.
+_PARTS = ('state_dict', 'model', 'module')
+_EMA_PARTS = ('ema_state_dict', 'state_dict_ema', 'model_ema')
+_WRAPPERS = re.compile(r'^((module|_orig_mod)\.)+|(?<=\.)_orig_mod\.')
+_HELP = "docs/checkpoints.md, 'Files that are refused'"
+
+
+class Weights(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+        tensors (dict[str, Tensor]): The weights; what DDP (``module.``) and ``torch.compile`` (``_orig_mod.``) put
+            before their names is gone.
+        others (dict[str, Any]): What lies between the weights and is no tensor.
+        part (str): The key of the file that the weights were under, ``''`` for the file itself.
+        meta (dict[str, Any]): What the file says about itself: its other keys that are small, as ``epoch``.
+    """
+
+    tensors: dict[str, Tensor]
+    others: dict[str, Any]
+    part: str
+    meta: dict[str, Any]
+
+
+def read_weights(source: str, *, ema: bool = False, map_location: str = 'cpu') -> Weights:
+    """Reads a checkpoint with ``weights_only=True``, or a safetensors file.
+
+    Args:
+        source (str): Path, URL or ``torchvision://resnet50``: anything mmengine's CheckpointLoader takes. Weights of a
+            local file stay on the disk until they are used.
+        ema (bool): Take the exponential moving average that the file has beside the weights. Defaults to False.
+        map_location (str): Defaults to ``'cpu'``.
+
+    Returns:
+        Weights: Tensors by name.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        OSError: If it cannot be read.
+        ValueError: If the file is damaged, holds more than weights, or no weights.
+
+    Example:
+        >>> import torch
+        >>> torch.save({'state_dict': {'module.fc.bias': torch.zeros(3)}, 'epoch': 7}, 'example.pth')
+        >>> weights = read_weights('example.pth')
+        >>> list(weights.tensors), weights.part, weights.meta
+        (['fc.bias'], 'state_dict', {'epoch': 7})
+    """
+    source = str(source)
+    content = _read(source, map_location)
+    if not isinstance(content, dict):
+        raise ValueError(f'{source} holds a {type(content).__name__}, not a dict of weights')
+    part = next((key for key in (_EMA_PARTS if ema else _PARTS) if isinstance(content.get(key), dict)), '')
+    if ema and not part:
+        raise ValueError(
+            f'{source} has no exponential moving average: none of {_EMA_PARTS} is among its keys, {_names(content)}. '
+            'Leave --ema out to take the weights themselves'
+        )
+    state_dict = content[part] if part else content
+    tensors, others = {}, {}
+    for key, value in state_dict.items():
+        name = _WRAPPERS.sub('', str(key))
+        if name in tensors:
+            raise ValueError(f'{source} has {name} twice, once as {key}')
+        if isinstance(value, Tensor):
+            tensors[name] = value
+        elif not key.endswith('_extra_state') or value is not None:
+            others[name] = value
+    if not tensors:
+        raise ValueError(f'{source} holds no weights: its keys are {_names(content)}')
+    if ema:  # EMA wrappers of mmengine save the number of their updates as 'steps'
+        tensors.pop('steps', None)
+    meta = {str(key): value for key, value in content.items() if part and key != part and _is_small(value)}
+    return Weights(tensors, others, part, meta)
+
+
+def _read(source: str, map_location: str) -> Any:
+    if '://' not in source:
+        if osp.isdir(source):
+            raise ValueError(f'{source} is a folder: name the file with the weights in it')
+        if not osp.isfile(source):
+            raise FileNotFoundError(f'{source} does not exist: give the path of a checkpoint file')
+        if not osp.getsize(source):
+            raise ValueError(f'{source} is empty (0 bytes): it was not written or downloaded to its end')
+        if source.endswith('.safetensors'):
+            return _read_safetensors(source, map_location)
+    try:
+        if '://' in source:
+            with _weights_only():
+                return CheckpointLoader.load_checkpoint(source, map_location=map_location, logger='current')
+        mmap = zipfile.is_zipfile(source) and map_location == 'cpu'
+        return torch.load(source, map_location=map_location, weights_only=True, mmap=mmap)
+    except OSError:
+        raise  # a failed download or an unreadable disk says so itself
+    except Exception as error:
+        # torch's message goes on to recommend weights_only=False.
+        reason = str(error).partition('Re-running')[0].partition('\n')[0].strip() or type(error).__name__
+        unsupported = re.search(r'Unsupported global: GLOBAL (\S+)', str(error))
+        if unsupported:
+            reason = f'it needs the code of {unsupported[1]}, which is not run: see {_HELP}'
+        raise ValueError(
+            f'{source} cannot be loaded: it is damaged, no PyTorch file, or holds more than weights ({reason})'
+        ) from error
+
+
+def _read_safetensors(source: str, map_location: str) -> dict[str, Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError:
+        raise ValueError(f'{source} needs a package that is not installed: pip install safetensors') from None
+    try:
+        return load_file(source, device=map_location)
+    except SafetensorError as error:
+        raise ValueError(f'{source} cannot be loaded: it is damaged or no safetensors file ({error})') from error
+
+
+@contextmanager
+def _weights_only() -> Iterator[None]:
+    """mmengine loads URLs through torch.hub, whose default is weights_only=False; here it is True.
+
+    torch refuses to be forced both ways, so that the opposite variable has to go for the time.
+    """
+    force, forbid = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
+    before = {name: os.environ.pop(name, None) for name in (force, forbid)}
+    os.environ[force] = '1'
+    try:
+        yield
+    finally:
+        os.environ.pop(force)
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
+def _is_small(value: object) -> bool:
+    return isinstance(value, (str, int, float, bool)) or (isinstance(value, dict) and len(str(value)) < 10_000)
+
+
+def _names(content: dict, limit: int = 8) -> str:
+    keys = [repr(key) for key in content]
+    return 'none' if not keys else ', '.join(keys[:limit]) + (' ...' if len(keys) > limit else '')

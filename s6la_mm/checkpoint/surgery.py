@@ -1,0 +1,178 @@
+"""What has to be done to tensors beyond renaming them.
+
+A transform of a layout changes a dict of :class:`Item` in place; ``target`` is the backbone's state dict.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Item:
+    """A tensor on its way into a backbone: where it comes from, and what was done to it."""
+
+    tensor: Tensor
+    sources: tuple[str, ...]
+    notes: list[str] = field(default_factory=list)
+
+
+Items = dict[str, Item]
+
+
+def split_reads(items: Items, target: dict[str, Tensor]) -> None:
+    """Splits first convolutions that see [x, h], D + n channels, into the plain convolution and the read.
+
+    conv([x, h]) = conv1(x) + read(h). Where n is not the backbone's state_dim, channels of the read are cut off, or
+    zeros are added, which read nothing.
+    """
+    for key in [key for key in items if re.fullmatch(r'layer\d+\.\d+\.conv1\.weight', key) and key in target]:
+        item, plain = items[key], target[key]
+        size, wanted = list(item.tensor.shape), list(plain.shape)
+        if len(size) != 4 or size[1] <= wanted[1] or size[:1] + size[2:] != wanted[:1] + wanted[2:]:
+            continue
+        weight, read = item.tensor.split([wanted[1], size[1] - wanted[1]], dim=1)
+        items[key] = Item(weight, item.sources, [*item.notes, f'input channels 0 to {wanted[1] - 1}'])
+        name = key.replace('conv1', 'read')
+        notes = [f'input channels {wanted[1]} to {size[1] - 1}']
+        if name in target and target[name].shape[1] != read.shape[1]:
+            notes.append(f'{read.shape[1]} state channels made {target[name].shape[1]}')
+            read = _resized(read, 1, target[name].shape[1])
+        items[name] = Item(read, item.sources, notes)
+
+
+def drop_distillation_token(items: Items, target: dict[str, Tensor]) -> None:
+    """Takes the entry of DeiT's distillation token out of the position embedding; the token itself has no place."""
+    if 'dist_token' in items and 'pos_embed' in items:
+        item = items['pos_embed']
+        item.tensor = torch.cat((item.tensor[:, :1], item.tensor[:, 2:]), dim=1)
+        item.notes.append('without the entry of the distillation token')
+
+
+def reorder_patch_merging(items: Items, target: dict[str, Tensor]) -> None:
+    """Brings the 4 C inputs of Swin's patch merging into mmcv's order.
+
+    The authors concatenate the four pixels of a patch, column by column: (pixel, C). mmcv's unfold has them row by
+    row behind each channel: (C, pixel).
+    """
+    for key, item in items.items():
+        if re.fullmatch(r'stages\.\d+\.downsample\.(reduction|norm)\.(weight|bias)', key):
+            shape = item.tensor.shape
+            pixels = item.tensor.reshape(*shape[:-1], 4, shape[-1] // 4)[..., [0, 2, 1, 3], :]
+            item.tensor = pixels.transpose(-1, -2).reshape(shape)
+            item.notes.append('inputs reordered')
+
+
+def join_q_and_kv(items: Items, target: dict[str, Tensor]) -> None:
+    """Makes one input projection of attention out of q and kv."""
+    for key in [key for key in items if re.search(r'\.attn\.attn\.q_(weight|bias)$', key)]:
+        pair = [items.pop(key), items.pop(key.replace('.q_', '.kv_'), None)]
+        if pair[1] is None:
+            raise ValueError(f'{pair[0].sources[0]} is in the checkpoint without its counterpart for k and v')
+        tensor = torch.cat([item.tensor for item in pair])
+        items[key.replace('.q_', '.in_proj_')] = Item(tensor, pair[0].sources + pair[1].sources, ['q and kv joined'])
+
+
+def linear_to_convolution(items: Items, target: dict[str, Tensor]) -> None:
+    """Gives linear layers the shape (out, in, 1, 1) where the backbone has 1 × 1 convolutions."""
+    for key, item in items.items():
+        if key in target and target[key].shape == (*item.tensor.shape, 1, 1):
+            item.tensor = item.tensor[:, :, None, None]
+            item.notes.append('as a 1 × 1 convolution')
+
+
+TRANSFORMS = {
+    transform.__name__: transform
+    for transform in (
+        split_reads,
+        drop_distillation_token,
+        reorder_patch_merging,
+        join_q_and_kv,
+        linear_to_convolution,
+    )
+}
+
+
+def resize_state(items: Items, target: dict[str, Tensor], fresh: dict[str, Tensor]) -> None:
+    """Fits the S6LA parameters of a checkpoint to another ``state_dim``.
+
+    A smaller state keeps the channels that the readers read most, the same ones everywhere. A larger state keeps all:
+    what the network computes stays (in the map cell up to 1e-6 of it, see below), because nobody reads the new channels
+    yet; they start from fresh values, and the readers learn to use them.
+
+    Args:
+        items (Items): The checkpoint, with the backbone's names; changed in place.
+        target (dict[str, Tensor]): The backbone's state dict.
+        fresh (dict[str, Tensor]): Initial values of the parameters of S6LA.
+    """
+    if 'initial_state' not in items or 'initial_state' not in target:
+        return
+    old, new = items['initial_state'].tensor.shape[0], target['initial_state'].shape[0]
+    if old == new:
+        return
+    is_map = 'cells.0.A_log' not in target  # the token cell's D is not N
+    kept = _most_read(items, old, new, is_map)
+    for key, item in items.items():
+        if key not in target or not (key.startswith(('initial_state', 'cells.')) or key.endswith('.read.weight')):
+            continue
+        axes = _state_axes(key, is_map)
+        if not axes:
+            continue
+        tensor = item.tensor
+        for axis in axes:
+            tensor = tensor.index_select(axis, kept)
+        if new > old:
+            tensor = _grown(key, tensor, fresh[key], old, is_map)
+        item.tensor = tensor
+        item.notes.append(f'state_dim {old} made {new}')
+
+
+def _state_axes(key: str, is_map: bool) -> tuple[int, ...]:
+    """Axes of a parameter that have state_dim entries."""
+    name = key.removesuffix('.weight').rpartition('.')[2]
+    if is_map:
+        one, both = ('initial_state', 'A_log', 'dt_bias', 'input_norm', 'in_proj'), ('dt_proj', 'B_proj')
+        return (0,) if name in one else (0, 1) if name in both else (1,) if name == 'read' else ()
+    return {'initial_state': (0,), 'A_log': (1,), 'B_proj': (0,), 'read': (0,)}.get(name, ())
+
+
+def _most_read(items: Items, old: int, new: int, is_map: bool) -> Tensor:
+    """Indices of the state channels to keep, in order."""
+    if new > old:
+        return torch.arange(old)
+    reads = torch.zeros(old)
+    for key, item in items.items():
+        if key.endswith('.read.weight'):
+            weight = item.tensor.float() if not is_map else item.tensor.float().transpose(0, 1)
+            reads += weight.flatten(1).square().sum(1)
+    return reads.topk(new).indices.sort().values
+
+
+def _grown(key: str, tensor: Tensor, fresh: Tensor, old: int, is_map: bool) -> Tensor:
+    """The old values in the first channels, fresh ones behind them."""
+    grown = fresh.to(tensor.dtype).clone()
+    new = grown.shape[_state_axes(key, is_map)[0]]
+    if key.endswith('.read.weight'):
+        grown.zero_()
+    elif is_map and key.endswith('.in_proj.weight'):
+        # Small beside the old ones, as the RMS norm averages over all channels.
+        grown.mul_(1e-3)
+    elif is_map and key.endswith(('.dt_proj.weight', '.B_proj.weight')):
+        grown[:old].zero_()  # what the old channels write does not depend on the new ones
+    elif is_map and key.endswith('.input_norm.weight'):
+        # The mean of squares over more channels is smaller by old / new.
+        tensor = tensor * (old / new) ** 0.5
+    grown[tuple(slice(size) for size in tensor.shape)] = tensor
+    return grown
+
+
+def _resized(tensor: Tensor, axis: int, size: int) -> Tensor:
+    if tensor.shape[axis] >= size:
+        return tensor.narrow(axis, 0, size)
+    shape = list(tensor.shape)
+    shape[axis] = size - shape[axis]
+    return torch.cat((tensor, tensor.new_zeros(shape)), dim=axis)
