@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
-from unittest import mock
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from s6la_mm.backbones.architectures import Architecture, architectures
+from s6la_mm.backbones.architectures import Architecture, architectures, on_meta_device
 
 BEGIN, END = '<!-- table of tools/make_model_table.py -->', '<!-- end of the table -->'
 PATH = Path(__file__).parents[1] / 'docs' / 'model_zoo.md'
@@ -34,9 +32,7 @@ def count(cls: type[nn.Module], row: Architecture) -> tuple[int, int]:
         Parameters, and multiply-adds for one image of 224 × 224 pixels: those of convolutions, matrix products and
         attention; element-wise operations, the update of the state among them, are not counted.
     """
-    # The bases read their drop path rates out of a linspace: those need values.
-    linspace = partial(torch.linspace, device='cpu')
-    with torch.device('meta'), mock.patch('torch.linspace', linspace), torch.no_grad():
+    with on_meta_device(), torch.no_grad():
         backbone = cls(**row.options)
         backbone.requires_grad_(False)
         backbone.eval()  # which returns nothing in some of the bases

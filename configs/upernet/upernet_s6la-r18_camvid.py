@@ -11,8 +11,8 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=50),
-    dict(type='PolyLR', power=0.9, eta_min=1e-5, by_epoch=False, begin=50, end=1000),
+    dict(type='PolyLR', power=0.9, eta_min=1e-5, by_epoch=False, begin=50, end=850),
 ]
-train_cfg = dict(max_iters=1000, val_interval=250)
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=250, max_keep_ckpts=2))
+train_cfg = dict(max_iters=850, val_interval=425)
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=425, max_keep_ckpts=2))
 randomness = dict(seed=0)

@@ -18,16 +18,18 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..backbones.architectures import architectures, find_architecture
+from ..backbones.architectures import architectures, find_architecture, on_meta_device
 from ..version import __version__
-from .layouts import read_layout
+from .layouts import LAYOUTS, find_layout, read_layout
 from .matching import Entry, Match, check_finite, match_backbone
 from .reading import Weights, read_weights
 from .verify import largest_difference
 
 TARGETS = ('backbone', 'classifier', 'detector')
 DTYPES = dict(float32=torch.float32, float16=torch.float16, bfloat16=torch.bfloat16)
-TOLERANCE = 1e-5  # of what rounding may make; measured: below 2e-6 for all families
+TOLERANCE = 1e-5  # of what rounding may make; measured: below 1e-6 for all families
+# A larger state: the eps of the map cell's norm weighs more beside a mean over more channels. Measured: 3e-4.
+TOLERANCE_LARGER_STATE = 1e-3
 _HEAD = re.compile(r'head\.(?:fc\.|layers\.head\.)?(weight|bias)')
 
 
@@ -154,11 +156,14 @@ def convert_checkpoint(
         difference = largest_difference(
             weights, match, backbone, state, lambda n: build_backbone(arch, {**(options or {}), 'state_dim': n})
         )
-    if difference is not None and not difference <= TOLERANCE:
-        raise ValueError(
-            f'{source} was converted to a network that computes something else: relative difference {difference:.1e}, '
-            f'more than {TOLERANCE:.0e}. Is it of another architecture than {arch}?'
-        )
+        resized = any('state_dim' in entry.note for entry in match.entries)
+        tolerance = TOLERANCE_LARGER_STATE if resized else TOLERANCE
+        if not difference <= tolerance:
+            raise ValueError(
+                f'{source} was converted to a network that computes something else: relative difference '
+                f'{difference:.1e}, more than {tolerance:.0e}. '
+                + ('A smaller state_dim does that' if resized else f'Is it of another architecture than {arch}?')
+            )
     state = _place(state, to, match, weights, arch, backbone)
     if dtype is not None:
         state = {k: v.to(DTYPES[dtype]) if v.is_floating_point() else v for k, v in state.items()}
@@ -199,10 +204,13 @@ def guess_architectures(weights: Weights) -> list[str]:
     """Names of the architectures that a checkpoint fits."""
     guesses = []
     for name, architecture in architectures().items():
-        with torch.device('meta'), torch.no_grad():
-            backbone = architecture.s6la(**architecture.options)
+        layouts = [each for each in LAYOUTS if each.backbone == architecture.s6la.__name__]
         try:
-            match = match_backbone(weights, backbone)
+            if find_layout(weights.tensors, layouts) is None:
+                continue
+            with on_meta_device():
+                backbone = architecture.s6la(**architecture.options)
+            match = match_backbone(weights, backbone, change_state_dim=True)
         except ValueError:
             continue
         if not match.problems:

@@ -143,6 +143,8 @@ LAYOUTS = (
             (rf'layers\.(\d+)\.attn\.attn\.in_proj_{_WB}', r'layers.\1.attn.qkv.\2'),
             (rf'layers\.(\d+)\.attn\.attn\.out_proj\.{_WB}', r'layers.\1.attn.proj.\2'),
         ),
+        (),
+        ('zero_patch_bias',),
     ),
     Layout('mmpretrain', 'S6LAViT', ('patch_embed.projection.weight', 'layers.0.attn.qkv.weight')),
     Layout(

@@ -46,7 +46,6 @@ class Match:
         layout (str): Name of the checkpoint's layout.
         prefix (str): Where the backbone was in it.
         tensors (dict[str, Tensor]): What the checkpoint has for the backbone, by the backbone's names.
-        head (dict[str, Tensor]): The class head beside the backbone, as ``weight``, ``bias``.
         entries (list[Entry]): Every tensor of the checkpoint and of the backbone.
         problems (dict[str, list[str]]): What should match and does not, by kind; empty if all is well.
     """
@@ -54,7 +53,6 @@ class Match:
     layout: str
     prefix: str
     tensors: dict[str, Tensor]
-    head: dict[str, Tensor]
     entries: list[Entry]
     problems: dict[str, list[str]]
 
@@ -121,20 +119,22 @@ def match_backbone(
     """
     family = next(c.__name__ for c in type(module).__mro__ if any(c.__name__ == each.backbone for each in LAYOUTS))
     chosen, prefix = _choose_layout(weights.tensors, family, layout, prefix)
-    items, head, entries = _renamed(weights, chosen, prefix)
+    items, entries = _renamed(weights, chosen, prefix)
     target = module.state_dict()
+    state, extras = _new_prefixes(module)
+    is_s6la = any(key.startswith(state) for key in items)
     for name in chosen.transforms:
         TRANSFORMS[name](items, target)
     if fresh_reads:
         for key in [key for key in items if key.endswith('.read.weight')]:
             entries.append(_left_out(items.pop(key), 'reads start at zero'))
     if change_state_dim:
-        resize_state(items, target, target)
+        resize_state(items, target)
     items = _apply_hook(items, module, entries)
 
-    state, extras = _new_prefixes(module)
     # A file of an S6LA network has all of its parameters: a missing one means other options.
-    may_be_new = extras if any(key.startswith(state) for key in items) else state + extras
+    may_be_new = extras if is_s6la else state + extras
+    may_be_new += tuple(key for key in target if fresh_reads and key.endswith('.read.weight'))
     may_be_new += tuple(key for key in target if is_counter(key) or key.endswith('relative_position_index'))
     # A head is left out as expected; a block that the backbone does not have means another depth, a part of the state
     # other options.
@@ -162,7 +162,7 @@ def match_backbone(
         for k, v in target.items()
         if k not in tensors
     ]
-    return Match(chosen.name, prefix, tensors, head, entries, {k: v for k, v in problems.items() if v})
+    return Match(chosen.name, prefix, tensors, entries, {k: v for k, v in problems.items() if v})
 
 
 def _choose_layout(
@@ -192,10 +192,9 @@ def _choose_layout(
     return found
 
 
-def _renamed(weights: Weights, layout: Layout, prefix: str) -> tuple[Items, dict[str, Tensor], list[Entry]]:
-    """The tensors of the network under their new names, its class head, and what is left out so far."""
+def _renamed(weights: Weights, layout: Layout, prefix: str) -> tuple[Items, list[Entry]]:
+    """The tensors of the network under their new names, and what is left out so far."""
     items: Items = {}
-    head: dict[str, Tensor] = {}
     entries = [
         Entry(key, '', 'left out', f'a {type(v).__name__}, no tensor', (), 0) for key, v in weights.others.items()
     ]
@@ -207,13 +206,12 @@ def _renamed(weights: Weights, layout: Layout, prefix: str) -> tuple[Items, dict
         elif not name:
             entries.append(_left_out(item, 'outside of the backbone'))
         elif name.startswith('head.'):
-            head[name.removeprefix('head.')] = tensor
             entries.append(_left_out(item, 'class head'))
         elif name in items:
             raise ValueError(f'{key} and {items[name].sources[0]} both become {name} in layout {layout.name!r}')
         else:
             items[name] = item
-    return items, head, entries
+    return items, entries
 
 
 def _apply_hook(items: Items, module: nn.Module, entries: list[Entry]) -> Items:

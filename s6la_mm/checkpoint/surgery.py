@@ -53,6 +53,14 @@ def drop_distillation_token(items: Items, target: dict[str, Tensor]) -> None:
         item.notes.append('without the entry of the distillation token')
 
 
+def zero_patch_bias(items: Items, target: dict[str, Tensor]) -> None:
+    """Adds the bias that mmseg's patch embedding does without by default."""
+    weight = items.get('patch_embed.projection.weight')
+    if weight is not None and 'patch_embed.projection.bias' not in items:
+        bias = weight.tensor.new_zeros(weight.tensor.shape[0])
+        items['patch_embed.projection.bias'] = Item(bias, (), ['zeros, as the source has no bias'])
+
+
 def reorder_patch_merging(items: Items, target: dict[str, Tensor]) -> None:
     """Brings the 4 C inputs of Swin's patch merging into mmcv's order.
 
@@ -90,6 +98,7 @@ TRANSFORMS = {
     for transform in (
         split_reads,
         drop_distillation_token,
+        zero_patch_bias,
         reorder_patch_merging,
         join_q_and_kv,
         linear_to_convolution,
@@ -97,17 +106,16 @@ TRANSFORMS = {
 }
 
 
-def resize_state(items: Items, target: dict[str, Tensor], fresh: dict[str, Tensor]) -> None:
+def resize_state(items: Items, target: dict[str, Tensor]) -> None:
     """Fits the S6LA parameters of a checkpoint to another ``state_dim``.
 
     A smaller state keeps the channels that the readers read most, the same ones everywhere. A larger state keeps all:
-    what the network computes stays (in the map cell up to 1e-6 of it, see below), because nobody reads the new channels
-    yet; they start from fresh values, and the readers learn to use them.
+    what the network computes stays, because nobody reads the new channels yet (up to the eps of the map cell's norm);
+    they start from fresh values, and the readers learn to use them.
 
     Args:
         items (Items): The checkpoint, with the backbone's names; changed in place.
-        target (dict[str, Tensor]): The backbone's state dict.
-        fresh (dict[str, Tensor]): Initial values of the parameters of S6LA.
+        target (dict[str, Tensor]): The state dict of the new backbone, whose values the new channels get.
     """
     if 'initial_state' not in items or 'initial_state' not in target:
         return
@@ -126,7 +134,7 @@ def resize_state(items: Items, target: dict[str, Tensor], fresh: dict[str, Tenso
         for axis in axes:
             tensor = tensor.index_select(axis, kept)
         if new > old:
-            tensor = _grown(key, tensor, fresh[key], old, is_map)
+            tensor = _grown(key, tensor, target[key], old, is_map)
         item.tensor = tensor
         item.notes.append(f'state_dim {old} made {new}')
 

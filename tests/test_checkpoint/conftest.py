@@ -38,3 +38,14 @@ def saved(tmp_path):
         return str(path)
 
     return save
+
+
+@pytest.fixture(scope='session')
+def resnet18(tmp_path_factory):
+    """A torchvision file, and its network."""
+    from checkpoint_sources import make_source  # skips without timm
+
+    network, state = make_source('torchvision ResNet-18')
+    path = tmp_path_factory.mktemp('source') / 'resnet18.pth'
+    torch.save(state, path)
+    return str(path), network
