@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 
 from mmengine.config import DictAction
 
@@ -45,6 +46,8 @@ def main() -> None:
     args = vars(parse_args())
     report = args.pop('report')
     with checkpoint_errors():
+        if report and not os.access(os.path.dirname(report) or '.', os.W_OK):
+            raise OSError(f'{report} cannot be written: no such folder, or not writable')
         done = convert_checkpoint(**args)
         print('\n'.join(done.match.table()))
         if done.match.problems:

@@ -66,7 +66,7 @@ def main() -> None:
     """Looks and prints."""
     args = parse_args()
     with checkpoint_errors():
-        content = compare(args.file, args.diff) if args.diff else describe(args.file, ema=args.ema)
+        content = compare(args.file, args.diff, ema=args.ema) if args.diff else describe(args.file, ema=args.ema)
     if args.json:
         print(json.dumps(content, default=str))
     elif args.diff:

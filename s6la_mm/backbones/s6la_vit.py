@@ -196,6 +196,8 @@ class S6LAViT(TokenStateMixin, VisionTransformer):
         if not hasattr(self.layers[-1], 'read'):
             state_dict.pop(f'layers.{self.num_layers - 1}.read.weight', None)
         extra = int('cls_token' in state_dict)
+        if self.cls_token is None:
+            state_dict.pop('cls_token', None)
         pos_embed = state_dict.get('pos_embed')
         if pos_embed is None or pos_embed.shape == self.pos_embed.shape or extra < self.num_extra_tokens:
             return state_dict

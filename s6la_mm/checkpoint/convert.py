@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..backbones.architectures import architectures, find_architecture, on_meta_device
 from ..version import __version__
 from .layouts import LAYOUTS, find_layout, read_layout
-from .matching import Entry, Match, check_finite, match_backbone
+from .matching import Entry, Match, check_finite, match_backbone, shortened
 from .reading import Weights, read_weights
 from .verify import largest_difference
 
@@ -30,7 +30,7 @@ DTYPES = dict(float32=torch.float32, float16=torch.float16, bfloat16=torch.bfloa
 TOLERANCE = 1e-5  # of what rounding may make; measured: below 1e-6 for all families
 # A larger state: the eps of the map cell's norm weighs more beside a mean over more channels. Measured: 3e-4.
 TOLERANCE_LARGER_STATE = 1e-3
-_HEAD = re.compile(r'head\.(?:fc\.|layers\.head\.)?(weight|bias)')
+_HEAD = re.compile(r'(?:head\.(?:fc\.|layers\.head\.)?|fc\.)(weight|bias)')
 
 
 @dataclass
@@ -64,7 +64,10 @@ def build_backbone(arch: str, options: dict[str, Any] | None = None) -> nn.Modul
         ValueError: If there is no such architecture or option.
     """
     if arch.endswith('.py'):
-        model = Config.fromfile(arch).get('model', {})
+        try:
+            model = Config.fromfile(arch).get('model', {})
+        except (SyntaxError, KeyError, TypeError) as error:
+            raise ValueError(f'{arch} is no config: {error}') from error
         if 'backbone' not in model:
             raise ValueError(f'{arch} has no model.backbone')
         config = dict(model['backbone'])
@@ -76,7 +79,7 @@ def build_backbone(arch: str, options: dict[str, Any] | None = None) -> nn.Modul
     config.update(options or {}, init_cfg=None)
     try:
         return MODELS.build(config)
-    except TypeError as error:
+    except (TypeError, KeyError, AssertionError) as error:
         raise ValueError(f'{arch} with {options or "no options"} cannot be built: {error}') from error
 
 
@@ -143,11 +146,18 @@ def convert_checkpoint(
             weights, backbone, layout=chosen, prefix=prefix, fresh_reads=fresh_reads, change_state_dim=True
         )
     except ValueError as error:
-        raise ValueError(f'{source} does not fit {arch}: {error}') from None
+        raise ValueError(f'{source} does not fit {arch}: {error}.{_suggest(weights)}') from None
     if match.problems and not allow_partial:
         raise ValueError(
             f'{source} (layout {match.layout}) does not fit {arch}: {match.describe_problems()}.'
-            f'{_suggest(weights, arch)} --allow-partial converts what matches'
+            f'{_suggest(weights)} --allow-partial converts what matches'
+        )
+    lost = [e.source for e in match.entries if e.note in ('not in the backbone', 'not used with these options')]
+    lost = [key for key in lost if not key.endswith('cls_token')]
+    if to == 'detector' and lost and not allow_partial:
+        raise ValueError(
+            f'{source} has what {arch} has no place for: {shortened(lost)}. Give the config of the detector as '
+            'architecture, or its options, as out_indices=[0,1,2,3]; --allow-partial converts what matches'
         )
     check_finite(source, match.tensors)
     state = {**backbone.state_dict(), **match.tensors}
@@ -194,9 +204,9 @@ def _check_arguments(source: str, destination: str, to: str, dtype: str | None) 
         raise ValueError(f'{destination} is the source itself, which stays as it is: name another file to write')
 
 
-def _suggest(weights: Weights, arch: str) -> str:
+def _suggest(weights: Weights) -> str:
     """The architectures that the file does fit, to be named in an error."""
-    guesses = [name for name in guess_architectures(weights) if name != arch]
+    guesses = guess_architectures(weights)
     return f' It fits {" or ".join(guesses)}.' if guesses else ''
 
 
@@ -225,13 +235,15 @@ def _place(
     if to == 'backbone':
         return state
     placed = {f'backbone.{key}': tensor for key, tensor in state.items()}
-    root = match.prefix.removesuffix('backbone.')
+    root = re.sub(r'[^.]+\.$', '', match.prefix)  # what the backbone is a part of
     kept = {}
     for i, entry in enumerate(match.entries):
         if entry.target:
             match.entries[i] = replace(entry, target=f'backbone.{entry.target}')
             continue
         name = _new_name(entry, to, root, match, type(backbone).__name__)
+        if name in kept:
+            raise ValueError(f'the class head has more than one layer, {entry.source} is one: convert to a backbone')
         if name:
             kept[name] = weights.tensors[entry.source]
             action = 'kept' if name == entry.source else 'renamed'

@@ -57,15 +57,20 @@ def describe(source: str, *, ema: bool = False) -> dict[str, Any]:
     )
 
 
-def compare(first: str, second: str) -> dict[str, Any]:
+def compare(first: str, second: str, *, ema: bool = False) -> dict[str, Any]:
     """Compares two checkpoints, name by name.
+
+    Args:
+        first (str): Path, URL or ``torchvision://`` name.
+        second (str): The other one.
+        ema (bool): Compare the exponential moving averages. Defaults to False.
 
     Returns:
         dict[str, Any]: ``only_first``, ``only_second`` (names), ``shapes`` (name: both shapes), ``dtypes`` (name:
         both), ``values`` (name: the largest absolute difference, NaN where one has a NaN), ``equal``: the number of
         tensors that are the same.
     """
-    a, b = (read_weights(source).tensors for source in (first, second))
+    a, b = (read_weights(source, ema=ema).tensors for source in (first, second))
     shapes, dtypes, values, equal = {}, {}, {}, 0
     for key in [key for key in a if key in b]:
         if a[key].shape != b[key].shape:

@@ -242,18 +242,24 @@ def read_layout(path: str) -> Layout:
             raise ValueError(f'{path}: {key} must be a list of strings')
         content[key] = tuple(content.get(key, ()))
     rules = content.get('rename', [])
-    if not isinstance(rules, list) or not all(isinstance(rule, list) and len(rule) == 2 for rule in rules):
+    if not content['markers']:
+        raise ValueError(f'{path}: markers must name a key at least')
+    if not isinstance(rules, list) or not all(_is_rule(rule) for rule in rules):
         raise ValueError(f'{path}: rename must be a list of [regular expression, replacement]')
     content['rename'] = tuple(tuple(rule) for rule in rules)
-    for pattern in (*content['drop'], *(pattern for pattern, _ in rules)):
+    for pattern, replacement in (*((pattern, '') for pattern in content['drop']), *rules):
         try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f'{path}: {pattern!r} is no regular expression: {error}') from None
+            re.sub(pattern, replacement, '')
+        except (re.error, IndexError) as error:
+            raise ValueError(f'{path}: {pattern!r} is no regular expression for {replacement!r}: {error}') from None
     unknown = set(content['transforms']) - set(TRANSFORMS)
     if unknown:
         raise ValueError(f'{path}: {sorted(unknown)} are no transforms: use some of {sorted(TRANSFORMS)}')
     return Layout(**content)
+
+
+def _is_rule(rule: object) -> bool:
+    return isinstance(rule, list) and len(rule) == 2 and all(isinstance(part, str) for part in rule)
 
 
 def find_layout(

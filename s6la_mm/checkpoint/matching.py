@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -11,10 +12,12 @@ from torch import Tensor, nn
 
 from ..layers import STATE_LAYERS
 from .layouts import LAYOUTS, Layout, find_layout
-from .reading import Weights
+from .reading import Weights, without_wrappers
 from .surgery import TRANSFORMS, Item, Items, resize_state
 
 ACTIONS = ('kept', 'renamed', 'reshaped', 'new', 'left out')
+# What may lie beside a backbone and be left out: heads, and the norms of outputs that the backbone does not have.
+BESIDE = re.compile(r'(head\w*|fc|fc_norm|aux\w*|classifier|mask_token|ln2|norm\d)(\..+)?')
 
 
 @dataclass(frozen=True)
@@ -136,9 +139,6 @@ def match_backbone(
     may_be_new = extras if is_s6la else state + extras
     may_be_new += tuple(key for key in target if fresh_reads and key.endswith('.read.weight'))
     may_be_new += tuple(key for key in target if is_counter(key) or key.endswith('relative_position_index'))
-    # A head is left out as expected; a block that the backbone does not have means another depth, a part of the state
-    # other options.
-    parts = {k.split('.')[0] for k in target if '.' in k} | {'cells', 'carries', 'dist_token'}
     problems = {
         'other shape': [
             f'{k} {tuple(items[k].tensor.shape)} against {tuple(v.shape)}'
@@ -146,7 +146,7 @@ def match_backbone(
             if k in items and items[k].tensor.shape != v.shape
         ],
         'missing from the checkpoint': [k for k in target if k not in items and not k.startswith(may_be_new)],
-        'not in the backbone': [k for k in items if k not in target and k.split('.')[0] in parts],
+        'not in the backbone': [k for k in items if k not in target and not _may_lie_beside(k, target)],
     }
     tensors = {}
     for key, item in items.items():
@@ -168,8 +168,8 @@ def match_backbone(
 def _choose_layout(
     tensors: dict[str, Tensor], family: str, layout: str | Layout, prefix: str | None
 ) -> tuple[Layout, str]:
-    if prefix and not prefix.endswith('.'):
-        prefix += '.'
+    if prefix:
+        prefix = without_wrappers(prefix.rstrip('.') + '.')
     candidates = [each for each in LAYOUTS if each.backbone == family]
     if isinstance(layout, Layout):
         if layout.backbone != family:
@@ -238,6 +238,12 @@ def _entry(item: Item, target: str, action: str) -> Entry:
 def _left_out(item: Item, why: str) -> Entry:
     entry = _entry(item, '', 'left out')
     return Entry(entry.source, '', 'left out', why, entry.shape, entry.bytes)
+
+
+def _may_lie_beside(key: str, target: dict[str, Tensor]) -> bool:
+    """Whether a tensor that the backbone has no place for is no part of it: a head, or a stage after its last one."""
+    stage = re.match(r'layer\d\.', key)
+    return bool(BESIDE.fullmatch(key) or (stage and not any(k.startswith(stage[0]) for k in target)))
 
 
 def is_counter(key: str) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 # Under which key training scripts put the weights: mmengine and timm, the authors of DeiT, Swin and PVT, DeepSpeed.
 _PARTS = ('state_dict', 'model', 'module')
-_EMA_PARTS = ('ema_state_dict', 'state_dict_ema', 'model_ema')
+_EMA_PARTS = ('state_dict_ema', 'model_ema')
 _WRAPPERS = re.compile(r'^((module|_orig_mod)\.)+|(?<=\.)_orig_mod\.')
 _HELP = "docs/checkpoints.md, 'Files that are refused'"
 
@@ -44,7 +44,8 @@ def read_weights(source: str, *, ema: bool = False, map_location: str = 'cpu') -
     Args:
         source (str): Path, URL or ``torchvision://resnet50``: anything mmengine's CheckpointLoader takes. Weights of a
             local file stay on the disk until they are used.
-        ema (bool): Take the exponential moving average that the file has beside the weights. Defaults to False.
+        ema (bool): Take the exponential moving average that the file has. mmengine's files have it as ``state_dict``,
+            and the weights of the training as ``ema_state_dict``: they give the average anyway. Defaults to False.
         map_location (str): Defaults to ``'cpu'``.
 
     Returns:
@@ -66,28 +67,33 @@ def read_weights(source: str, *, ema: bool = False, map_location: str = 'cpu') -
     content = _read(source, map_location)
     if not isinstance(content, dict):
         raise ValueError(f'{source} holds a {type(content).__name__}, not a dict of weights')
-    part = next((key for key in (_EMA_PARTS if ema else _PARTS) if isinstance(content.get(key), dict)), '')
+    wanted = _EMA_PARTS if ema and 'ema_state_dict' not in content else _PARTS
+    part = next((key for key in wanted if isinstance(content.get(key), dict)), '')
     if ema and not part:
         raise ValueError(
-            f'{source} has no exponential moving average: none of {_EMA_PARTS} is among its keys, {_names(content)}. '
+            f'{source} has no exponential moving average: none of ema_state_dict, '
+            f'{", ".join(_EMA_PARTS)} is among its keys, {_names(content)}. '
             'Leave --ema out to take the weights themselves'
         )
     state_dict = content[part] if part else content
     tensors, others = {}, {}
     for key, value in state_dict.items():
-        name = _WRAPPERS.sub('', str(key))
+        name = without_wrappers(str(key))
         if name in tensors:
             raise ValueError(f'{source} has {name} twice, once as {key}')
         if isinstance(value, Tensor):
             tensors[name] = value
-        elif not key.endswith('_extra_state') or value is not None:
+        elif not name.endswith('_extra_state') or value is not None:
             others[name] = value
     if not tensors:
         raise ValueError(f'{source} holds no weights: its keys are {_names(content)}')
-    if ema:  # EMA wrappers of mmengine save the number of their updates as 'steps'
-        tensors.pop('steps', None)
     meta = {str(key): value for key, value in content.items() if part and key != part and _is_small(value)}
     return Weights(tensors, others, part, meta)
+
+
+def without_wrappers(name: str) -> str:
+    """A name without what DDP and ``torch.compile`` put before it or into it."""
+    return _WRAPPERS.sub('', name)
 
 
 def _read(source: str, map_location: str) -> Any:
@@ -100,6 +106,8 @@ def _read(source: str, map_location: str) -> Any:
             raise ValueError(f'{source} is empty (0 bytes): it was not written or downloaded to its end')
         if source.endswith('.safetensors'):
             return _read_safetensors(source, map_location)
+    elif source.endswith('.safetensors'):
+        raise ValueError(f'{source}: download it first; only local safetensors files are read')
     try:
         if '://' in source:
             with _weights_only():
@@ -109,8 +117,9 @@ def _read(source: str, map_location: str) -> Any:
     except OSError:
         raise  # a failed download or an unreadable disk says so itself
     except Exception as error:
-        # torch's message goes on to recommend weights_only=False.
-        reason = str(error).partition('Re-running')[0].partition('\n')[0].strip() or type(error).__name__
+        # torch's messages go on to recommend weights_only=False, and to explain zip files.
+        reason = str(error).partition('Re-running')[0].partition('\n')[0].partition('. ')[0].strip()
+        reason = reason or type(error).__name__
         unsupported = re.search(r'Unsupported global: GLOBAL (\S+)', str(error))
         if unsupported:
             reason = f'it needs the code of {unsupported[1]}, which is not run: see {_HELP}'

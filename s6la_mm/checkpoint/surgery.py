@@ -39,7 +39,8 @@ def split_reads(items: Items, target: dict[str, Tensor]) -> None:
         items[key] = Item(weight, item.sources, [*item.notes, f'input channels 0 to {wanted[1] - 1}'])
         name = key.replace('conv1', 'read')
         notes = [f'input channels {wanted[1]} to {size[1] - 1}']
-        if name in target and target[name].shape[1] != read.shape[1]:
+        # A file with cells is fitted to another state_dim as a whole, by resize_state.
+        if name in target and target[name].shape[1] != read.shape[1] and 'initial_state' not in items:
             notes.append(f'{read.shape[1]} state channels made {target[name].shape[1]}')
             read = _resized(read, 1, target[name].shape[1])
         items[name] = Item(read, item.sources, notes)
@@ -128,9 +129,10 @@ def resize_state(items: Items, target: dict[str, Tensor]) -> None:
         if key not in target or not (key.startswith(('initial_state', 'cells.')) or key.endswith('.read.weight')):
             continue
         axes = _state_axes(key, is_map)
-        if not axes:
-            continue
         tensor = item.tensor
+        expected = [old if axis in axes else size for axis, size in enumerate(target[key].shape)]
+        if not axes or list(tensor.shape) != expected:
+            continue
         for axis in axes:
             tensor = tensor.index_select(axis, kept)
         if new > old:

@@ -46,6 +46,8 @@ def largest_difference(
     Raises:
         ValueError: If there is no network to compare with; the message says why.
     """
+    if match.problems:
+        raise ValueError(f'--verify needs a source that matches in whole: {match.describe_problems()}')
     source = {k[len(match.prefix) :]: v.float() for k, v in weights.tensors.items() if k.startswith(match.prefix)}
     if any(entry.target.endswith('.read.weight') and entry.source for entry in match.entries):
         if 'initial_state' not in source:

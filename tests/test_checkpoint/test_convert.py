@@ -126,6 +126,27 @@ def test_smaller_state_keeps_what_is_read_most(saved, tmp_path):
         convert_checkpoint(path, str(tmp_path / 'b.pth'), 's6la_r18', options=dict(state_dim=4), verify=True)
 
 
+def test_smaller_state_with_the_reads_in_the_convolutions(saved, tmp_path):
+    """As above: what is read most stays, though the reads come out of a split."""
+    path, source = own_file(saved, 's6la_r18', state_dim=6)
+    state = source.state_dict()
+    for name in [name for name in state if name.endswith('.read.weight')]:
+        read = state.pop(name)
+        read[:, [0, 3]] = 0
+        state[name.replace('read', 'conv1')] = torch.cat((state[name.replace('read', 'conv1')], read), dim=1)
+    torch.save(state, path)
+    done = convert_checkpoint(path, str(tmp_path / 'out.pth'), 's6la_r18', options=dict(state_dim=4))
+    state = torch.load(done.path, weights_only=True)['state_dict']
+    assert state['layer3.1.read.weight'].equal(source.layer3[1].read.weight[:, [1, 2, 4, 5]])
+
+
+def test_state_of_another_depth(saved, tmp_path):
+    """The other state_dim does not hide the other architecture, which is found."""
+    path, _ = own_file(saved, 's6la_r18', state_dim=16)
+    with pytest.raises(ValueError, match=r'other shape.*It fits s6la_r18\.'):
+        convert_checkpoint(path, str(tmp_path / 'out.pth'), 's6la_r50')
+
+
 def test_rla(saved, tmp_path):
     path = saved(dict(state_dict=rla_state(), epoch=3))
     done = convert_checkpoint(path, str(tmp_path / 'out.pth'), 's6la_r18', options=dict(state_dim=8), verify=True)
@@ -185,6 +206,12 @@ def test_config_as_architecture(saved, tmp_path):
     config.write_text('model = dict()')
     with pytest.raises(ValueError, match=r'config\.py has no model\.backbone'):
         build_backbone(str(config))
+    config.write_text("model = dict(backbone=dict(type='S6LAResNett'))")
+    with pytest.raises(ValueError, match=r'cannot be built.*S6LAResNett'):
+        build_backbone(str(config))
+    config.write_text('model = dict(')
+    with pytest.raises(ValueError, match=r'config\.py is no config'):
+        build_backbone(str(config))
     with pytest.raises(ValueError, match=r"s6la_r18 with \{'depht': 3\} cannot be built.*depht"):
         build_backbone('s6la_r18', dict(depht=3))
 
@@ -206,6 +233,12 @@ REFUSED = {
         's6la_r34',
         {},
         r'missing from the checkpoint: layer1\.2.*It fits s6la_r18\. --allow-partial',
+    ),
+    'other family': (
+        lambda: make_source('torchvision ResNet-18')[1],
+        's6la_deit_ti',
+        {},
+        r'no network that S6LAViT can start from.*It fits s6la_r18\.',
     ),
     'NaN': (with_nan, 's6la_r18', {}, r'NaN or Inf in 1 tensors: layer1\.0\.conv1\.weight'),
     'unknown arch': (dict, 's6la_r19', {}, "'s6la_r19' is no architecture"),

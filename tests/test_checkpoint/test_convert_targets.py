@@ -53,6 +53,33 @@ def test_classifier_of_mmpretrain(saved, tmp_path):
         convert_checkpoint(saved(dict(state_dict=state)), str(tmp_path / 'b.pth'), 's6la_r18', to='classifier')
 
 
+def test_head_of_several_layers(saved, tmp_path):
+    _, state = make_source('timm ViT')
+    for key in ('weight', 'bias'):
+        state[f'head.0.{key}'] = state[f'head.2.{key}'] = state[f'head.{key}']
+        del state[f'head.{key}']
+    with pytest.raises(ValueError, match='more than one layer'):
+        convert_checkpoint(saved(state), str(tmp_path / 'out.pth'), 's6la_deit_ti', to='classifier', options=VIT)
+
+
+def test_head_beside_an_encoder(saved, tmp_path):
+    state = {f'encoder.{k}': v for k, v in make_source('torchvision ResNet-18')[1].items() if not k.startswith('fc')}
+    state |= {'fc.weight': torch.ones(7, 512), 'fc.bias': torch.zeros(7)}
+    done = convert_checkpoint(saved(state), str(tmp_path / 'out.pth'), 's6la_r18', to='classifier')
+    assert torch.load(done.path)['state_dict']['head.fc.weight'].shape == (7, 512)
+
+
+def test_detector_of_more_outputs(saved, tmp_path):
+    """The norms of Swin's lower outputs are trained in a detector: they must not get lost."""
+    options = dict(arch=dict(embed_dims=8, depths=[1, 2], num_heads=[1, 2]), img_size=64, window_size=4)
+    plain = find_architecture('swin-t').plain(**options, out_indices=(0, 1))
+    path = saved({f'backbone.{key}': tensor for key, tensor in plain.state_dict().items()})
+    out = str(tmp_path / 'out.pth')
+    with pytest.raises(ValueError, match=r'no place for: backbone\.norm0\.weight.*out_indices'):
+        convert_checkpoint(path, out, 's6la_swin_t', to='detector', options=dict(options, out_indices=(1,)))
+    convert_checkpoint(path, out, 's6la_swin_t', to='detector', options=dict(options, out_indices=(0, 1)))
+
+
 def detector(backbone):
     return dict(
         type='mmdet.RetinaNet',

@@ -118,6 +118,21 @@ def test_distilled_deit():
     assert match.tensors['pos_embed'].equal(position)
 
 
+def test_parts_that_the_backbone_does_not_have():
+    """They change what the network computes: LayerScale, norms of queries and keys, names of S6LA's authors."""
+    _, state = make_source('timm ViT')
+    extra = {
+        'blocks.0.ls1.gamma': torch.ones(16),
+        'blocks.1.attn.q_norm.weight': torch.ones(8),
+        'reg_token': torch.ones(1),
+    }
+    match = match_backbone(weights_of({**state, **extra, 'fc_norm.weight': torch.ones(16)}), S6LAViT(**VIT))
+    assert match.problems == {'not in the backbone': [*extra]}
+    _, state = make_source('torchvision ResNet-18')
+    match = match_backbone(weights_of({**state, 'ssm.A_log': torch.ones(4)}), S6LAResNet(18))
+    assert match.problems == {'not in the backbone': ['ssm.A_log']}
+
+
 def test_pvt_without_kv():
     _, state = make_source("authors' PVTv2")
     del state['block2.1.attn.kv.weight']
@@ -130,8 +145,9 @@ def test_two_networks_in_one_file():
     both = {f'{name}.{key}': tensor for name in ('student', 'teacher') for key, tensor in state.items()}
     with pytest.raises(ValueError, match=r"2 networks.*\['student\.', 'teacher\.'\].*prefix"):
         match_backbone(weights_of(both), S6LAViT(**VIT))
-    match = match_backbone(weights_of(both), S6LAViT(**VIT), prefix='teacher')
-    assert match.prefix == 'teacher.' and not match.problems
+    for prefix in ('teacher', 'module.teacher.'):
+        match = match_backbone(weights_of(both), S6LAViT(**VIT), prefix=prefix)
+        assert match.prefix == 'teacher.' and not match.problems
 
 
 def test_layout_by_name():
@@ -175,6 +191,9 @@ def test_layout_of_a_user(tmp_path):
         ('{"name": "a", "backbone": "b", "markers": "c"}', 'markers must be a list of strings'),
         ('{"name": "a", "backbone": "b", "markers": ["c"], "rename": ["d"]}', 'rename must be a list of'),
         ('{"name": "a", "backbone": "b", "markers": ["c"], "drop": ["("]}', r"'\(' is no regular expression"),
+        ('{"name": "a", "backbone": "b", "markers": []}', 'markers must name a key'),
+        ('{"name": "a", "backbone": "b", "markers": ["c"], "rename": [["d", 1]]}', 'rename must be a list of'),
+        ('{"name": "a", "backbone": "b", "markers": ["c"], "rename": [["(d)", "\\\\2"]]}', 'invalid group reference'),
         ('{"name": "a", "backbone": "b", "markers": ["c"], "transforms": ["fold"]}', r"\['fold'\] are no transforms"),
     ],
 )

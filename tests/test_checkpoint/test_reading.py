@@ -27,13 +27,32 @@ def test_compiled_part_of_a_model(saved):
     assert [*weights.tensors] == ['backbone.conv.weight']
 
 
-@pytest.mark.parametrize('part', ['ema_state_dict', 'state_dict_ema', 'model_ema'])
+@pytest.mark.parametrize('part', ['state_dict_ema', 'model_ema'])
 def test_ema(saved, part):
-    averaged = {f'module.{key}': tensor + 1 for key, tensor in STATE.items()} | {'steps': torch.tensor(7)}
+    averaged = {f'module.{key}': tensor + 1 for key, tensor in STATE.items()}
     path = saved({'state_dict': STATE, part: averaged})
     assert read_weights(path).tensors['conv.bias'].eq(0).all()
     weights = read_weights(path, ema=True)
-    assert weights.tensors['conv.bias'].eq(1).all() and weights.part == part and 'steps' not in weights.tensors
+    assert weights.tensors['conv.bias'].eq(1).all() and weights.part == part
+
+
+@pytest.mark.parametrize('ema', [False, True])
+def test_ema_of_mmengine(saved, ema):
+    """Its hook swaps the two when it saves: the average is the state_dict."""
+    from mmengine.hooks import EMAHook
+    from mmengine.model import ExponentialMovingAverage
+
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    hook = EMAHook()
+    hook.ema_model = ExponentialMovingAverage(model, momentum=0.5)
+    nn.init.ones_(model.weight)
+    hook.ema_model.update_parameters(model)  # the first update copies
+    nn.init.constant_(model.weight, 2.0)
+    hook.ema_model.update_parameters(model)
+    content = dict(state_dict=model.state_dict(), ema_state_dict=hook.ema_model.state_dict())
+    hook._swap_ema_state_dict(content)
+    assert float(read_weights(saved(content), ema=ema).tensors['weight']) == 1.5
 
 
 def test_no_ema(saved):
@@ -89,6 +108,7 @@ REFUSED = {
     'pickled code': (a_file(dict(state_dict=STATE, args=Unknown())), r'needs the code of \S*Unknown.*checkpoints\.md'),
     'empty dict': (a_file({}), 'holds no weights: its keys are none'),
     'no weights': (a_file(dict(epoch=3, lr=0.1)), "holds no weights: its keys are 'epoch', 'lr'"),
+    'class names': (a_file({0: 'tench', 1: 'goldfish'}), 'holds no weights: its keys are 0, 1'),
     'a list': (a_file([torch.ones(1)]), 'holds a list, not a dict'),
     'a name twice': (a_file({'module.a': torch.ones(1), 'a': torch.ones(1)}), 'has a twice, once as a'),
 }
