@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from checkpoint_sources import VIT, make_source, rla_state
+from checkpoint_sources import PVT, SOURCES, SWIN, VIT, make_source, rla_state
 from token_backbones import randomize
 from torch import nn
 
@@ -296,17 +296,23 @@ def test_unwritable_folder(resnet18, tmp_path):
         convert_checkpoint(resnet18[0], str(tmp_path / 'file/out.pth'), 's6la_r18')
 
 
+@pytest.mark.parametrize(('name', 'arch'), [("authors' Swin", 's6la_swin_t'), ("authors' PVTv2", 's6la_pvtv2_b0')])
+def test_timm_reads_the_authors_files_alike(saved, tmp_path, name, arch):
+    """--verify runs timm's networks, loaded by timm's own filter of these names."""
+    _, state = make_source(name)
+    options = PVT if 'PVT' in name else SWIN
+    done = convert_checkpoint(saved(dict(model=state)), str(tmp_path / 'o.pth'), arch, options=options, verify=True)
+    assert done.match.layout == SOURCES[name].layout and done.difference < 1e-5
+
+
 def test_verify_notices_a_wrong_mapping(saved, tmp_path, monkeypatch):
     """A test of the check itself."""
     from s6la_mm.checkpoint.surgery import TRANSFORMS
 
     monkeypatch.setitem(TRANSFORMS, 'reorder_patch_merging', lambda items, target: None)
     _, state = make_source('timm Swin')
-    options = dict(
-        arch=dict(embed_dims=8, depths=[1, 2], num_heads=[1, 2]), img_size=64, window_size=4, out_indices=(1,)
-    )
     with pytest.raises(ValueError, match='computes something else: relative difference'):
-        convert_checkpoint(saved(state), str(tmp_path / 'out.pth'), 's6la_swin_t', options=options, verify=True)
+        convert_checkpoint(saved(state), str(tmp_path / 'out.pth'), 's6la_swin_t', options=SWIN, verify=True)
     assert not (tmp_path / 'out.pth').exists()
 
 
