@@ -36,6 +36,11 @@ class Architecture(NamedTuple):
     options: dict
     channels: int
 
+    @property
+    def s6la_name(self) -> str:
+        """The name as in ``--arch`` and in messages: ``'s6la_r50'``."""
+        return 's6la_' + self.name.replace('-', '_')
+
 
 @cache
 def architectures() -> dict[str, Architecture]:
@@ -90,7 +95,7 @@ def find_architecture(name: str) -> Architecture:
     key = name.lower().replace('_', '-').removeprefix('s6la-')
     key = {'vit-b': 'deit-b'}.get(key, key)  # one network, two recipes
     if key not in architectures():
-        names = ', '.join('s6la_' + known.replace('-', '_') for known in architectures())
+        names = ', '.join(known.s6la_name for known in architectures().values())
         raise ValueError(f'{name!r} is no architecture: use one of {names}')
     return architectures()[key]
 

@@ -20,8 +20,18 @@ from torch import Tensor, nn
 
 from ..backbones.architectures import architectures, find_architecture, on_meta_device
 from ..version import __version__
-from .layouts import LAYOUTS, find_layout, read_layout
-from .matching import Entry, Match, check_finite, match_backbone, shortened
+from .layouts import family_of, find_layout, layouts_of, read_layout
+from .matching import (
+    CLASS_HEAD,
+    NO_PLACE,
+    NOT_USED,
+    OUTSIDE,
+    Entry,
+    Match,
+    check_finite,
+    match_backbone,
+    shortened,
+)
 from .reading import Weights, read_weights
 from .verify import largest_difference
 
@@ -152,7 +162,7 @@ def convert_checkpoint(
             f'{source} (layout {match.layout}) does not fit {arch}: {match.describe_problems()}.'
             f'{_suggest(weights)} --allow-partial converts what matches'
         )
-    lost = [e.source for e in match.entries if e.note in ('not in the backbone', 'not used with these options')]
+    lost = [e.source for e in match.entries if e.note in (NO_PLACE, NOT_USED)]
     lost = [key for key in lost if not key.endswith('cls_token')]
     if to == 'detector' and lost and not allow_partial:
         raise ValueError(
@@ -166,7 +176,8 @@ def convert_checkpoint(
         difference = largest_difference(
             weights, match, backbone, state, lambda n: build_backbone(arch, {**(options or {}), 'state_dim': n})
         )
-        resized = any('state_dim' in entry.note for entry in match.entries)
+        old = weights.tensors.get(f'{match.prefix}initial_state')
+        resized = old is not None and old.shape != state['initial_state'].shape
         tolerance = TOLERANCE_LARGER_STATE if resized else TOLERANCE
         if not difference <= tolerance:
             raise ValueError(
@@ -174,7 +185,7 @@ def convert_checkpoint(
                 f'{difference:.1e}, more than {tolerance:.0e}. '
                 + ('A smaller state_dim does that' if resized else f'Is it of another architecture than {arch}?')
             )
-    state = _place(state, to, match, weights, arch, backbone)
+    state = _place(state, to, match, weights, family_of(backbone))
     if dtype is not None:
         state = {k: v.to(DTYPES[dtype]) if v.is_floating_point() else v for k, v in state.items()}
         check_finite(f'{source}, cast to {dtype},', state)
@@ -213,10 +224,9 @@ def _suggest(weights: Weights) -> str:
 def guess_architectures(weights: Weights) -> list[str]:
     """Names of the architectures that a checkpoint fits."""
     guesses = []
-    for name, architecture in architectures().items():
-        layouts = [each for each in LAYOUTS if each.backbone == architecture.s6la.__name__]
+    for architecture in architectures().values():
         try:
-            if find_layout(weights.tensors, layouts) is None:
+            if find_layout(weights.tensors, layouts_of(architecture.s6la.__name__)) is None:
                 continue
             with on_meta_device():
                 backbone = architecture.s6la(**architecture.options)
@@ -224,13 +234,11 @@ def guess_architectures(weights: Weights) -> list[str]:
         except ValueError:
             continue
         if not match.problems:
-            guesses.append('s6la_' + name.replace('-', '_'))
+            guesses.append(architecture.s6la_name)
     return guesses
 
 
-def _place(
-    state: dict[str, Tensor], to: str, match: Match, weights: Weights, arch: str, backbone: nn.Module
-) -> dict[str, Tensor]:
+def _place(state: dict[str, Tensor], to: str, match: Match, weights: Weights, family: str) -> dict[str, Tensor]:
     """The backbone within the model that is wanted, with what else the source has for it; completes the entries."""
     if to == 'backbone':
         return state
@@ -241,7 +249,7 @@ def _place(
         if entry.target:
             match.entries[i] = replace(entry, target=f'backbone.{entry.target}')
             continue
-        name = _new_name(entry, to, root, match, type(backbone).__name__)
+        name = _new_name(entry, to, root, match, family)
         if name in kept:
             raise ValueError(f'the class head has more than one layer, {entry.source} is one: convert to a backbone')
         if name:
@@ -258,10 +266,10 @@ def _new_name(entry: Entry, to: str, root: str, match: Match, family: str) -> st
     """What a tensor beside the backbone is called in the model; None if it has no place there."""
     inside = entry.source[len(root) :] if entry.source.startswith(root) else ''
     if to == 'detector':
-        return inside if entry.note == 'outside of the backbone' and match.prefix.endswith('backbone.') else None
-    if entry.note == 'class head':
+        return inside if entry.note == OUTSIDE and match.prefix.endswith('backbone.') else None
+    if entry.note == CLASS_HEAD:
         kind = entry.source.rpartition('.')[2]
-    elif entry.note == 'outside of the backbone' and _HEAD.fullmatch(inside):
+    elif entry.note == OUTSIDE and _HEAD.fullmatch(inside):
         kind = _HEAD.fullmatch(inside)[1]
     else:
         return None

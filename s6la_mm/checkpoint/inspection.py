@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from .convert import guess_architectures
-from .layouts import LAYOUTS, find_layout
-from .reading import Weights, read_weights
+from .layouts import LAYOUTS, find_layout, layouts_of
+from .reading import read_weights
 
 
 def describe(source: str, *, ema: bool = False) -> dict[str, Any]:
@@ -47,12 +47,12 @@ def describe(source: str, *, ema: bool = False) -> dict[str, Any]:
         part=weights.part,
         meta=weights.meta,
         layouts=_layouts(tensors),
-        architectures=_architectures(weights),
+        architectures=guess_architectures(weights),
         tensors={key: dict(shape=list(t.shape), dtype=_dtype(t)) for key, t in tensors.items()},
         others={key: type(value).__name__ for key, value in weights.others.items()},
         dtypes=dict(Counter(_dtype(t) for t in tensors.values())),
         parameters=sum(t.numel() for t in tensors.values()),
-        bytes=sum(t.numel() * t.element_size() for t in tensors.values()),
+        bytes=sum(t.nbytes for t in tensors.values()),
         not_finite=not_finite,
     )
 
@@ -97,17 +97,13 @@ def _layouts(tensors: dict[str, Tensor]) -> list[dict[str, str]]:
     found = []
     for backbone in dict.fromkeys(layout.backbone for layout in LAYOUTS):
         try:
-            match = find_layout(tensors, [each for each in LAYOUTS if each.backbone == backbone])
+            match = find_layout(tensors, layouts_of(backbone))
         except ValueError as error:
             found.append(dict(backbone=backbone, problem=str(error)))
             continue
         if match is not None:
             found.append(dict(backbone=backbone, name=match[0].name, prefix=match[1]))
     return found
-
-
-def _architectures(weights: Weights) -> list[str]:
-    return guess_architectures(weights) if _layouts(weights.tensors) else []
 
 
 def _dtype(tensor: Tensor) -> str:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .surgery import TRANSFORMS
 
@@ -219,6 +219,24 @@ LAYOUTS = (
     ),
     Layout('mmdet', 'S6LAPVTv2', ('layers.0.0.projection.weight', 'layers.0.1.0.attn.attn.in_proj_weight')),
 )
+
+
+def layouts_of(backbone: str) -> list[Layout]:
+    """The layouts that can be read into a class of backbones."""
+    return [layout for layout in LAYOUTS if layout.backbone == backbone]
+
+
+def family_of(module: nn.Module) -> str:
+    """The class in ``LAYOUTS`` that a backbone is of.
+
+    Raises:
+        ValueError: If it is of none.
+    """
+    families = {layout.backbone for layout in LAYOUTS}
+    family = next((cls.__name__ for cls in type(module).__mro__ if cls.__name__ in families), None)
+    if family is None:
+        raise ValueError(f'{type(module).__name__} is none of {sorted(families)}')
+    return family
 
 
 def read_layout(path: str) -> Layout:

@@ -11,13 +11,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..layers import STATE_LAYERS
-from .layouts import LAYOUTS, Layout, find_layout
+from .layouts import Layout, family_of, find_layout, layouts_of
 from .reading import Weights, without_wrappers
 from .surgery import TRANSFORMS, Item, Items, resize_state
 
 ACTIONS = ('kept', 'renamed', 'reshaped', 'new', 'left out')
+# Notes of what is left out, where it matters why.
+CLASS_HEAD, OUTSIDE = 'class head', 'outside of the backbone'
+NO_PLACE, NOT_USED = 'not in the backbone', 'not used with these options'
 # What may lie beside a backbone and be left out: heads, and the norms of outputs that the backbone does not have.
-BESIDE = re.compile(r'(head\w*|fc|fc_norm|aux\w*|classifier|mask_token|ln2|norm\d)(\..+)?')
+_BESIDE = re.compile(r'(head\w*|fc|fc_norm|aux\w*|classifier|mask_token|ln2|norm\d)(\..+)?')
 
 
 @dataclass(frozen=True)
@@ -120,8 +123,7 @@ def match_backbone(
         ValueError: If no layout of the backbone's class fits, the backbone is there more than once, or the class
             cannot fit a tensor of its own.
     """
-    family = next(c.__name__ for c in type(module).__mro__ if any(c.__name__ == each.backbone for each in LAYOUTS))
-    chosen, prefix = _choose_layout(weights.tensors, family, layout, prefix)
+    chosen, prefix = _choose_layout(weights.tensors, family_of(module), layout, prefix)
     items, entries = _renamed(weights, chosen, prefix)
     target = module.state_dict()
     state, extras = _new_prefixes(module)
@@ -130,7 +132,7 @@ def match_backbone(
         TRANSFORMS[name](items, target)
     if fresh_reads:
         for key in [key for key in items if key.endswith('.read.weight')]:
-            entries.append(_left_out(items.pop(key), 'reads start at zero'))
+            entries.append(_entry(items.pop(key), '', 'left out', 'reads start at zero'))
     if change_state_dim:
         resize_state(items, target)
     items = _apply_hook(items, module, entries)
@@ -146,7 +148,7 @@ def match_backbone(
             if k in items and items[k].tensor.shape != v.shape
         ],
         'missing from the checkpoint': [k for k in target if k not in items and not k.startswith(may_be_new)],
-        'not in the backbone': [k for k in items if k not in target and not _may_lie_beside(k, target)],
+        NO_PLACE: [k for k in items if k not in target and not _may_lie_beside(k, target)],
     }
     tensors = {}
     for key, item in items.items():
@@ -155,13 +157,8 @@ def match_backbone(
             action = 'reshaped' if item.notes else 'kept' if item.sources == (prefix + key,) else 'renamed'
             entries.append(_entry(item, key, action))
         else:
-            what = 'other shape' if key in target else 'not in the backbone'
-            entries.append(_left_out(item, what))
-    entries += [
-        Entry('', k, 'new', '', tuple(v.shape), v.numel() * v.element_size())
-        for k, v in target.items()
-        if k not in tensors
-    ]
+            entries.append(_entry(item, '', 'left out', 'other shape' if key in target else NO_PLACE))
+    entries += [Entry('', k, 'new', '', tuple(v.shape), v.nbytes) for k, v in target.items() if k not in tensors]
     return Match(chosen.name, prefix, tensors, entries, {k: v for k, v in problems.items() if v})
 
 
@@ -170,7 +167,7 @@ def _choose_layout(
 ) -> tuple[Layout, str]:
     if prefix:
         prefix = without_wrappers(prefix.rstrip('.') + '.')
-    candidates = [each for each in LAYOUTS if each.backbone == family]
+    candidates = layouts_of(family)
     if isinstance(layout, Layout):
         if layout.backbone != family:
             raise ValueError(f'layout {layout.name!r} is of {layout.backbone}, and the backbone is a {family}')
@@ -202,11 +199,11 @@ def _renamed(weights: Weights, layout: Layout, prefix: str) -> tuple[Items, list
         item = Item(tensor, (key,))
         name = layout.name_of(key[len(prefix) :]) if key.startswith(prefix) else ''
         if name is None:
-            entries.append(_left_out(item, f'not needed ({layout.name})'))
+            entries.append(_entry(item, '', 'left out', f'not needed ({layout.name})'))
         elif not name:
-            entries.append(_left_out(item, 'outside of the backbone'))
+            entries.append(_entry(item, '', 'left out', OUTSIDE))
         elif name.startswith('head.'):
-            entries.append(_left_out(item, 'class head'))
+            entries.append(_entry(item, '', 'left out', CLASS_HEAD))
         elif name in items:
             raise ValueError(f'{key} and {items[name].sources[0]} both become {name} in layout {layout.name!r}')
         else:
@@ -217,7 +214,7 @@ def _renamed(weights: Weights, layout: Layout, prefix: str) -> tuple[Items, list
 def _apply_hook(items: Items, module: nn.Module, entries: list[Entry]) -> Items:
     """Lets the backbone fit position embeddings and the like, and finds out what it did."""
     before = {key: item.tensor for key, item in items.items()}
-    after = module.convert_checkpoint(before) if hasattr(module, 'convert_checkpoint') else before
+    after = module.convert_checkpoint(before)
     key_of = {id(tensor): key for key, tensor in before.items()}
     result, used = {}, set()
     for key, tensor in after.items():
@@ -226,24 +223,20 @@ def _apply_hook(items: Items, module: nn.Module, entries: list[Entry]) -> Items:
         used.add(origin)
         notes = item.notes if tensor is item.tensor else [*item.notes, f'from {tuple(item.tensor.shape)}']
         result[key] = Item(tensor, item.sources, notes)
-    entries += [_left_out(item, 'not used with these options') for key, item in items.items() if key not in used]
+    entries += [_entry(item, '', 'left out', NOT_USED) for key, item in items.items() if key not in used]
     return result
 
 
-def _entry(item: Item, target: str, action: str) -> Entry:
-    size = item.tensor.numel() * item.tensor.element_size()
-    return Entry(' + '.join(item.sources), target, action, ', '.join(item.notes), tuple(item.tensor.shape), size)
-
-
-def _left_out(item: Item, why: str) -> Entry:
-    entry = _entry(item, '', 'left out')
-    return Entry(entry.source, '', 'left out', why, entry.shape, entry.bytes)
+def _entry(item: Item, target: str, action: str, note: str | None = None) -> Entry:
+    """The account of an item; the note is what was done to it unless one is given."""
+    note = ', '.join(item.notes) if note is None else note
+    return Entry(' + '.join(item.sources), target, action, note, tuple(item.tensor.shape), item.tensor.nbytes)
 
 
 def _may_lie_beside(key: str, target: dict[str, Tensor]) -> bool:
     """Whether a tensor that the backbone has no place for is no part of it: a head, or a stage after its last one."""
     stage = re.match(r'layer\d\.', key)
-    return bool(BESIDE.fullmatch(key) or (stage and not any(k.startswith(stage[0]) for k in target)))
+    return bool(_BESIDE.fullmatch(key) or (stage and not any(k.startswith(stage[0]) for k in target)))
 
 
 def is_counter(key: str) -> bool:
@@ -260,9 +253,7 @@ def check_finite(source: str, tensors: dict[str, Tensor]) -> None:
 
 def _new_prefixes(module: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Starts of the keys that a plain checkpoint need not have: of S6LA, and of plugins, DCN offsets and the like."""
-    state, extras = ['initial_state'], []
-    if hasattr(module, 'optional_keys'):
-        extras += module.optional_keys()
+    state, extras = ['initial_state'], [*module.optional_keys()]
     for name, child in module.named_modules():
         if isinstance(child, STATE_LAYERS):
             state.append(f'{name}.')

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .layouts import family_of
 from .matching import Match, match_backbone
 from .reading import Weights
 
@@ -54,7 +55,11 @@ def largest_difference(
             return _largest_of_convolutions(match, weights, state)
     elif 'initial_state' in source:
         raise ValueError('--verify has nothing to compare with: the reads of the source were left out')
-    resized = [e.target for e in match.entries if e.target.endswith(('pos_embed', 'bias_table')) and 'from (' in e.note]
+    resized = [
+        e.target
+        for e in match.entries
+        if e.source and e.target.endswith(('pos_embed', 'bias_table')) and weights.tensors[e.source].shape != e.shape
+    ]
     if resized:
         raise ValueError(f'--verify needs the image and window size of the source, and {resized[0]} was resized')
     network = copy.deepcopy(backbone).float().eval()
@@ -102,10 +107,9 @@ def _last_output(network: nn.Module) -> Callable[[Tensor], Tensor]:
 def _plain_network(
     layout: str, backbone: nn.Module, source: dict[str, Tensor], size: tuple[int, int]
 ) -> Callable[[Tensor], Tensor]:
-    family = next(c.__name__ for c in type(backbone).__mro__ if (layout, c.__name__) in _BUILDERS or c is nn.Module)
-    if family == 'Module':
+    package, build = _BUILDERS.get((layout, family_of(backbone)), (None, None))
+    if package is None:
         raise ValueError(f'--verify knows no package that has the network of layout {layout!r}')
-    package, build = _BUILDERS[layout, family]
     try:
         importlib.import_module(package)
     except ImportError as error:

@@ -200,18 +200,25 @@ def test_config_as_architecture(saved, tmp_path):
     config.write_text("model = dict(backbone=dict(type='S6LAResNet', depth=18, state_dim=8, init_cfg=dict(type='X')))")
     done = convert_checkpoint(saved(rla_state()), str(tmp_path / 'out.pth'), str(config))
     assert done.meta['arch'] == 'config.py'
-    config.write_text("model = dict(backbone=dict(type='ResNet', depth=18))")
-    with pytest.raises(ValueError, match=r'backbone of \S+config\.py is a ResNet'):
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        ("model = dict(backbone=dict(type='ResNet', depth=18))", r'backbone of \S+config\.py is a ResNet'),
+        ('model = dict()', r'config\.py has no model\.backbone'),
+        ("model = dict(backbone=dict(type='S6LAResNett'))", r'cannot be built.*S6LAResNett'),
+        ('model = dict(', r'config\.py is no config'),
+    ],
+)
+def test_refused_configs(tmp_path, content, message):
+    config = tmp_path / 'config.py'
+    config.write_text(content)
+    with pytest.raises(ValueError, match=message):
         build_backbone(str(config))
-    config.write_text('model = dict()')
-    with pytest.raises(ValueError, match=r'config\.py has no model\.backbone'):
-        build_backbone(str(config))
-    config.write_text("model = dict(backbone=dict(type='S6LAResNett'))")
-    with pytest.raises(ValueError, match=r'cannot be built.*S6LAResNett'):
-        build_backbone(str(config))
-    config.write_text('model = dict(')
-    with pytest.raises(ValueError, match=r'config\.py is no config'):
-        build_backbone(str(config))
+
+
+def test_unknown_option():
     with pytest.raises(ValueError, match=r"s6la_r18 with \{'depht': 3\} cannot be built.*depht"):
         build_backbone('s6la_r18', dict(depht=3))
 

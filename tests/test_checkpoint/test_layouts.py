@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from checkpoint_sources import SOURCES, VIT, make_source, rla_state
+from tool_runner import TOOLS
 
 from s6la_mm.backbones import S6LAResNet, S6LAViT
 from s6la_mm.checkpoint import load_pretrained
@@ -213,9 +214,12 @@ def test_rules_that_collide(tmp_path):
         match_backbone(weights_of(state), S6LAViT(**VIT), layout=read_layout(str(path)))
 
 
-def test_shipped_layout_file():
-    from tool_runner import TOOLS
+def test_backbone_of_no_family():
+    with pytest.raises(ValueError, match=r"Linear is none of \['S6LAPVTv2', 'S6LAResNet', 'S6LASwin', 'S6LAViT'\]"):
+        match_backbone(weights_of(dict(weight=torch.ones(1, 1))), torch.nn.Linear(1, 1))
 
+
+def test_shipped_layout_file():
     layout = read_layout(str(TOOLS / 'checkpoint_layouts/s6la_authors.json'))
 
     assert layout.backbone == 'S6LAResNet'
