@@ -2,6 +2,7 @@
 # Train with one process per GPU (on a machine without GPUs: GPUS processes on the CPU, through gloo).
 #   tools/dist_train.sh CONFIG GPUS [options of tools/train.py]
 # Several machines: the same command on each, with NNODES, NODE_RANK, MASTER_ADDR and PORT set.
+# Ends with status 75 if it was told to stop (SIGTERM, SIGUSR1) and has saved: --resume goes on.
 set -euo pipefail
 if (($# < 2)); then
     echo "usage: $0 CONFIG GPUS [options of tools/train.py]" >&2
@@ -17,5 +18,23 @@ else
     rendezvous=(--nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}"
         --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}")
 fi
-exec python -m torch.distributed.run "${rendezvous[@]}" --nproc_per_node="$gpus" \
-    "$(dirname "$0")/train.py" "$config" --launcher pytorch "$@"
+
+# torchrun ends with 1 whatever the status of its processes is: they write theirs to this file.
+S6LA_STATUS_FILE=$(mktemp)
+export S6LA_STATUS_FILE
+trap 'rm -f "$S6LA_STATUS_FILE"' EXIT
+python -m torch.distributed.run "${rendezvous[@]}" --nproc_per_node="$gpus" \
+    "$(dirname "$0")/train.py" "$config" --launcher pytorch "$@" &
+torchrun=$!
+# torchrun passes SIGTERM on; of SIGUSR1 it would die.
+trap 'kill -TERM "$torchrun" 2>/dev/null || true' TERM USR1
+status=0
+wait "$torchrun" || status=$?
+while kill -0 "$torchrun" 2>/dev/null; do # wait also returns when a signal comes
+    status=0
+    wait "$torchrun" || status=$?
+done
+if ((status != 0)) && [[ -s $S6LA_STATUS_FILE ]]; then
+    status=$(<"$S6LA_STATUS_FILE")
+fi
+exit "$status"

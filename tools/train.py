@@ -8,11 +8,17 @@ import os
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import print_log
-from mmengine.runner import find_latest_checkpoint
 
-import s6la_mm  # noqa: F401  (allow-lists what checkpoints hold, also for configs that don't import it)
+from s6la_mm.engine import find_last_good, make_resumable, problem_of
 from s6la_mm.utils import UsageError
-from s6la_mm.utils.cli import add_runner_arguments, build_runner, clear_errors, load_config, require_file
+from s6la_mm.utils.cli import (
+    add_runner_arguments,
+    build_runner,
+    clear_errors,
+    load_config,
+    require_file,
+    require_writable,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -90,16 +96,24 @@ def set_resume(cfg: Config, resume: str) -> None:
 
     Args:
         cfg: the config, changed in place.
-        resume: a path, or ``'auto'`` for the newest checkpoint in ``cfg.work_dir``. Without one there the
+        resume: a path, or ``'auto'`` for the newest whole checkpoint in ``cfg.work_dir``. Without one there the
             training starts anew and the config's ``load_from`` keeps its meaning, so that a job script may
             always pass ``--resume``.
+
+    Raises:
+        FileNotFoundError: if ``resume`` names a file that is not there.
+        UsageError: if it is damaged.
     """
     if resume == 'auto':
-        resume = find_latest_checkpoint(cfg.work_dir)
+        resume = find_last_good(cfg.work_dir)
         if resume is None:
             print_log(f'--resume: no checkpoint in {cfg.work_dir}, the training starts anew', logger='current')
             return
-    require_file(resume, 'checkpoint')
+    elif not os.path.isdir(resume):  # DeepSpeed's checkpoints are folders
+        require_file(resume, 'checkpoint')
+        problem = None if '://' in resume else problem_of(resume)
+        if problem:
+            raise UsageError(f'{resume} cannot be resumed from: {problem}. --resume alone takes the last whole one')
     cfg.resume = True
     cfg.load_from = resume
 
@@ -115,6 +129,8 @@ def main() -> None:
             enable_auto_scale_lr(cfg)
         if args.resume is not None:
             set_resume(cfg, args.resume)
+        require_writable(cfg.work_dir)
+        make_resumable(cfg)
     with clear_errors(cfg):
         build_runner(cfg).train()
 

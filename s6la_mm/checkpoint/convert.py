@@ -19,6 +19,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..backbones.architectures import architectures, find_architecture, on_meta_device
+from ..utils.files import commit, temporary_name
 from ..version import __version__
 from .layouts import family_of, find_layout, layouts_of, read_layout
 from .matching import (
@@ -299,17 +300,14 @@ def save_atomically(content: dict, path: str, publish: bool = False) -> str:
     Raises:
         OSError: If it cannot be written; the temporary file is gone then.
     """
-    folder = osp.dirname(osp.abspath(path))
-    temporary = osp.join(folder, f'.{osp.basename(path)}.{os.getpid()}.tmp')
+    temporary = temporary_name(path)
     try:
-        os.makedirs(folder, exist_ok=True)
+        os.makedirs(osp.dirname(osp.abspath(path)), exist_ok=True)
         with open(temporary, 'wb') as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
         if publish:
             path = f'{path.removesuffix(".pth")}-{sha256(temporary)[:8]}.pth'
-        os.replace(temporary, path)
+        commit(temporary, path)
     except (OSError, RuntimeError) as error:  # torch answers some failures of the disk with a RuntimeError
         reason = getattr(error, 'strerror', None) or getattr(error.__context__, 'strerror', None) or error
         raise OSError(f'{path} cannot be written: {reason}') from error

@@ -12,7 +12,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..ops import selective_update
-from .state_parameters import at_least_float32, check_cell_options, reset_state_parameters
+from .state_parameters import at_least_float32, check_cell_options, reset_state_parameters, rms_norm
 
 
 class StateRead(nn.Conv2d):
@@ -220,6 +220,23 @@ class S6LAMapCell(BaseModule):
             discretization=self.discretization,
             norm_eps=None if self.input_norm is None else self.input_norm.eps,
         )
+
+    @torch.no_grad()
+    def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """How far an output would be written, to look at: training computes the same inside the op.
+
+        Args:
+            x (Tensor): The block's output, (batch, D, H, W).
+
+        Returns:
+            tuple[Tensor, Tensor]: Step sizes Δ, and decays exp(Δ A) of the state, both (batch, N, H, W), float32.
+        """
+        u = at_least_float32(self.in_proj(x))
+        if self.input_norm is not None:
+            u = rms_norm(self.input_norm, u.movedim(1, -1)).movedim(-1, 1)
+        dt = F.conv2d(u, self.dt_proj.weight.to(u.dtype)) + self.dt_bias.view(-1, 1, 1)
+        dt = F.softplus(dt)
+        return dt, torch.exp(-self.A_log.exp().view(-1, 1, 1) * dt)
 
 
 def pool_state(h: Tensor, stride: int) -> Tensor:

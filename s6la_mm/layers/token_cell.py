@@ -7,6 +7,7 @@ of S6LA (after Liu et al., "From Layers to States", ICLR 2025, arXiv 2502.10463)
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
@@ -91,6 +92,20 @@ class S6LATokenCell(BaseModule):
             dt_softplus=True,
             discretization=self.discretization,
         )
+
+    @torch.no_grad()
+    def gates(self, o: Tensor) -> tuple[Tensor, Tensor]:
+        """How far a token would be written, to look at: training computes the same inside the op.
+
+        Args:
+            o (Tensor): The summary token of the block's output, (batch, D).
+
+        Returns:
+            tuple[Tensor, Tensor]: Step sizes Δ, (batch, D), and decays exp(Δ A) of the state, (batch, D, N), float32.
+        """
+        u = at_least_float32(o) if self.input_norm is None else rms_norm(self.input_norm, o)
+        dt = F.softplus(F.linear(u, self.dt_proj.weight.to(u.dtype)) + self.dt_bias)
+        return dt, torch.exp(-self.A_log.exp() * dt.unsqueeze(-1))
 
 
 class TokenRead(nn.Linear):

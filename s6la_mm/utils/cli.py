@@ -145,6 +145,25 @@ def require_file(path: str, what: str) -> None:
         raise FileNotFoundError(f'{what} {path!r} does not exist (looked for in {os.getcwd()})')
 
 
+def require_writable(folder: str) -> None:
+    """Checks before a run that its folder can be made and written to.
+
+    Args:
+        folder: the work dir.
+
+    Raises:
+        UsageError: naming the folder and the reason.
+    """
+    probe = osp.join(folder, f'.writable-{os.getpid()}')
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with open(probe, 'w') as file:
+            file.write('x')
+        os.remove(probe)
+    except OSError as error:
+        raise UsageError(f'{folder} cannot be written to ({error.strerror}): choose another --work-dir') from error
+
+
 @contextmanager
 def clear_errors(cfg: Config | None = None) -> Iterator[None]:
     """Turn the mistakes that users make most into one message and exit status 1.

@@ -1,0 +1,21 @@
+"""Trainings that survive: loops, checkpoints and hooks for mmengine's runners."""
+
+from .checkpoint_hook import SafeCheckpointHook
+from .loops import ResumableEpochBasedTrainLoop, ResumableIterBasedTrainLoop
+from .nonfinite_hook import NonFiniteHook
+from .preemption_hook import PREEMPTED_STATUS, PreemptionHook
+from .resuming import find_last_good, make_resumable, problem_of
+from .state_monitor_hook import StateMonitorHook
+
+__all__ = [
+    'PREEMPTED_STATUS',
+    'NonFiniteHook',
+    'PreemptionHook',
+    'ResumableEpochBasedTrainLoop',
+    'ResumableIterBasedTrainLoop',
+    'SafeCheckpointHook',
+    'StateMonitorHook',
+    'find_last_good',
+    'make_resumable',
+    'problem_of',
+]

@@ -1,0 +1,205 @@
+"""Training loops that go on where a checkpoint was written, in the middle of an epoch too."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os.path as osp
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from mmengine.dist import broadcast_object_list, get_rank, is_main_process
+from mmengine.logging import print_log
+from mmengine.registry import LOOPS
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+from torch.utils.data import DataLoader
+
+from ..utils.files import write_atomically
+from .data import ResumableDataLoader
+from .seeding import derive_seed, seed_generators
+
+_POSITION = 'train_position'  # in the message hub, which checkpoints hold
+
+
+class _Resumable:
+    """What both loops share: the data loader, the seeds, and evaluations that a kill cut off."""
+
+    endless = False
+
+    def __init__(self, runner, dataloader: DataLoader | dict, **kwargs) -> None:
+        self._dataloader_cfg = dataloader
+        super().__init__(runner, self._build(runner), **kwargs)
+
+    def _build(self, runner, dataset=None) -> ResumableDataLoader:
+        cfg = self._dataloader_cfg
+        if dataset is not None and isinstance(cfg, dict):
+            cfg = dict(cfg, dataset=dataset)
+        different = runner._randomness_cfg.get('diff_rank_seed', False) if hasattr(runner, '_randomness_cfg') else False
+        self._seed = runner.seed
+        loader = runner.build_dataloader(cfg, seed=runner.seed, diff_rank_seed=different)
+        return ResumableDataLoader(loader, runner.seed, self.endless)
+
+    def _restore_seed(self) -> None:
+        """Takes over the seed of the resumed run, which without a seed in the config is another one."""
+        if self._seed != self.runner.seed:
+            self.dataloader = self._build(self.runner, self.dataloader.dataset.dataset)
+
+    def run_iter(self, *args) -> None:
+        """One iteration; its random numbers depend on its number."""
+        seed_generators(derive_seed(self.runner.seed, self._iter, get_rank()))
+        super().run_iter(*args)
+
+    @property
+    def _evaluations(self) -> str:
+        return osp.join(self.runner.work_dir, 'evaluations.json')
+
+    def _read_evaluations(self) -> dict[str, dict[str, float]]:
+        try:
+            with open(self._evaluations, encoding='utf-8') as file:
+                return json.load(file)
+        except (FileNotFoundError, json.JSONDecodeError):
+            return {}
+
+    def _forget_later_evaluations(self) -> None:
+        """Drops those of another run in this folder, and of iterations that are to be computed again."""
+        if is_main_process() and osp.exists(self._evaluations):
+            kept = {step: numbers for step, numbers in self._read_evaluations().items() if int(step) <= self._iter}
+            write_atomically(self._evaluations, json.dumps(kept, indent=1))
+
+    def _validate_if_due(self) -> None:
+        """Evaluates if it is time, unless this was done before a resume; a kill may have cut it off then."""
+        if self.runner.val_loop is None or not self._is_val_due():
+            return
+        is_done = [str(self._iter) in self._read_evaluations()]
+        broadcast_object_list(is_done)  # other nodes may have another disk
+        if is_done[0]:
+            return
+        metrics = self.runner.val_loop.run()
+        if is_main_process():
+            numbers = {key: float(value) for key, value in (metrics or {}).items() if _is_number(value)}
+            write_atomically(
+                self._evaluations, json.dumps({**self._read_evaluations(), str(self._iter): numbers}, indent=1)
+            )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float, np.number))
+
+
+@LOOPS.register_module()
+class ResumableEpochBasedTrainLoop(_Resumable, EpochBasedTrainLoop):
+    """``EpochBasedTrainLoop`` that resumes in the middle of an epoch.
+
+    mmengine's loop begins the epoch again. The images and random numbers are those that were to come: each iteration
+    and each sample gets its own seed here (see ``s6la_mm.engine.seeding``), so that with
+    ``randomness=dict(deterministic=True)`` a resumed run computes the same numbers as one that was not interrupted.
+
+    Args:
+        runner (Runner): The runner.
+        dataloader (DataLoader or dict): The training data.
+        **kwargs: ``max_epochs`` and the others of ``EpochBasedTrainLoop``.
+
+    Example:
+        >>> train_cfg = dict(type='ResumableEpochBasedTrainLoop', max_epochs=12, val_interval=1)
+    """
+
+    def run(self) -> torch.nn.Module:
+        """Trains."""
+        self._restore_seed()
+        self._start = self._find_start()
+        self._forget_later_evaluations()
+        self.runner.call_hook('before_train')
+        if self._iter and not self._start:
+            self._decide_current_val_interval()
+            self._validate_if_due()
+        while self._epoch < self._max_epochs and not self.stop_training:
+            self.run_epoch()
+            self._decide_current_val_interval()
+            self._validate_if_due()
+        self.runner.call_hook('after_train')
+        return self.runner.model
+
+    def run_epoch(self) -> None:
+        """Trains an epoch, or what is left of it."""
+        self.runner.call_hook('before_train_epoch')
+        self.runner.model.train()
+        start, self._start = self._start, 0
+        self.dataloader.seek(self._epoch, start)
+        for index, batch in enumerate(self.dataloader, start):
+            self.run_iter(index, batch)
+        self.runner.call_hook('after_train_epoch')
+        self._epoch += 1
+
+    def run_iter(self, idx: int, data_batch: Sequence[dict]) -> None:
+        """Trains one batch; a checkpoint written meanwhile says that it is done."""
+        position = dict(epoch=self._epoch, done=idx + 1, batches=len(self.dataloader))
+        self.runner.message_hub.update_info(_POSITION, position)
+        super().run_iter(idx, data_batch)
+
+    def _is_val_due(self) -> bool:
+        is_turn = self._epoch % self.val_interval == 0 or self._epoch == self._max_epochs
+        return self._epoch >= self.val_begin and is_turn
+
+    def _find_start(self) -> int:
+        """The batch of the current epoch to go on with."""
+        position = self.runner.message_hub.runtime_info.get(_POSITION)
+        if self._iter == 0 or position is None or position['epoch'] != self._epoch:
+            start = 0
+        else:
+            start = position['done']
+        batches = len(self.dataloader)
+        if position is not None and self._iter > 0 and position['batches'] != batches:
+            start = start * batches // position['batches']
+            self._iter = self._epoch * batches + start
+            print_log(
+                f'The resumed run had {position["batches"]} batches per epoch, this one has {batches} (another batch '
+                f'size or number of processes): it goes on at batch {start} of epoch {self._epoch + 1}, iteration '
+                f'{self._iter}.',
+                logger='current',
+                level=logging.WARNING,
+            )
+        return start
+
+
+@LOOPS.register_module()
+class ResumableIterBasedTrainLoop(_Resumable, IterBasedTrainLoop):
+    """``IterBasedTrainLoop`` that resumes without reading the images which are behind it.
+
+    mmengine's loop loads and augments every batch since the first iteration again. See
+    :class:`ResumableEpochBasedTrainLoop`.
+
+    Args:
+        runner (Runner): The runner.
+        dataloader (DataLoader or dict): The training data; a sampler that ends is begun anew, as its next epoch.
+        **kwargs: ``max_iters`` and the others of ``IterBasedTrainLoop``.
+
+    Example:
+        >>> train_cfg = dict(type='ResumableIterBasedTrainLoop', max_iters=80000, val_interval=8000)
+    """
+
+    endless = True
+
+    def run(self) -> torch.nn.Module:
+        """Trains."""
+        self._restore_seed()
+        self._forget_later_evaluations()
+        self.runner.call_hook('before_train')
+        self.runner.call_hook('before_train_epoch')
+        self.dataloader.seek(0, self._iter)
+        self.dataloader_iterator = iter(self.dataloader)
+        if self._iter:
+            self._decide_current_val_interval()
+            self._validate_if_due()
+        while self._iter < self._max_iters and not self.stop_training:
+            self.runner.model.train()
+            self.run_iter(next(self.dataloader_iterator))
+            self._decide_current_val_interval()
+            self._validate_if_due()
+        self.runner.call_hook('after_train_epoch')
+        self.runner.call_hook('after_train')
+        return self.runner.model
+
+    def _is_val_due(self) -> bool:
+        is_turn = self._iter % self.val_interval == 0 or self._iter == self._max_iters
+        return self._iter >= self.val_begin and is_turn

@@ -1,0 +1,127 @@
+"""A training that is told to go saves first."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import FrameType
+
+import torch
+from mmengine.dist import barrier, is_main_process
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.registry import HOOKS
+from torch import distributed
+
+from ..utils.files import write_atomically
+from .checkpoint_hook import SafeCheckpointHook
+
+# EX_TEMPFAIL of sysexits.h: the job failed for now and may be started again.
+PREEMPTED_STATUS = 75
+# torchrun ends with 1 whatever its workers end with; tools/dist_train.sh reads the status in the file that this names.
+STATUS_FILE = 'S6LA_STATUS_FILE'
+
+
+@HOOKS.register_module()
+class PreemptionHook(Hook):
+    """Saves a checkpoint and exits with status 75 after the iteration in which a signal arrives.
+
+    Slurm sends SIGTERM before it takes the nodes away (and another signal earlier, with ``--signal``); torchrun passes
+    it on. The processes agree on the iteration after which they stop. Needs ``SafeCheckpointHook``.
+
+    Args:
+        signals (Sequence[str]): Names of the signals. Defaults to SIGTERM and SIGUSR1.
+        interval (int): Iterations between two agreements of several processes; a single one looks after each.
+            Defaults to 5.
+
+    Example:
+        >>> custom_hooks = [dict(type='PreemptionHook')]
+    """
+
+    priority = 'LOWEST'  # after the checkpoint, the schedulers and the moving average of the iteration
+
+    def __init__(self, signals: Sequence[str] = ('SIGTERM', 'SIGUSR1'), interval: int = 5) -> None:
+        unknown = [name for name in signals if not hasattr(signal, name)]
+        if unknown or interval < 1:
+            raise ValueError(
+                f'signals={signals!r}, interval={interval!r}: names such as SIGTERM, and 1 or more, are allowed'
+            )
+        self.signals = [getattr(signal, name) for name in signals]
+        self.interval = interval
+        self._received: signal.Signals | None = None
+        self._group = None
+        self._previous: dict = {}
+
+    def before_train(self, runner) -> None:
+        """Takes over the signals; only the main thread may."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self._previous = {number: signal.signal(number, self._note) for number in self.signals}
+        for loader in (runner.train_dataloader, runner.val_loop and runner.val_dataloader):
+            if loader and loader.num_workers:
+                loader.worker_init_fn = partial(_start_worker, self.signals, loader.worker_init_fn)
+        if runner.distributed:
+            # Of its own and on the CPU: the others would wait for the device at each agreement.
+            self._group = distributed.new_group(backend='gloo')
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Stops here if a signal has come."""
+        # Gradients that wait for those of further iterations are in no checkpoint.
+        is_complete = getattr(runner.optim_wrapper, 'should_update', lambda: True)()
+        if is_complete and self._agree(runner.iter):
+            self._leave(runner, runner.iter + 1)
+
+    def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Stops here if a signal has come; the evaluation is made up for after the resume."""
+        loader = runner.val_dataloader
+        # The processes may differ by one batch at the end.
+        is_common = (batch_idx + 1) * runner.world_size * (loader.batch_size or 1) <= len(loader.dataset)
+        if is_common and self._agree(batch_idx):
+            self._leave(runner, runner.iter)
+
+    def after_train(self, runner) -> None:
+        """Gives the signals back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._received = signal.Signals(number)
+
+    def _agree(self, iteration: int) -> bool:
+        if self._group is None:
+            return self._received is not None
+        if (iteration + 1) % self.interval:
+            return False
+        stops = torch.tensor(self._received is not None, dtype=torch.uint8)
+        distributed.all_reduce(stops, distributed.ReduceOp.MAX, self._group)
+        return bool(stops)
+
+    def _leave(self, runner, iteration: int) -> None:
+        hook = next((hook for hook in runner.hooks if isinstance(hook, SafeCheckpointHook)), None)
+        name = self._received.name if self._received else 'a signal to another process'
+        if hook is None:
+            print_log(
+                f'{name}: stopped at iteration {iteration}; no SafeCheckpointHook, nothing saved', logger='current'
+            )
+        else:
+            path = hook.save_extra(runner, 'preempted', iteration)
+            print_log(f'{name}: {path} saved, the training stops; --resume goes on', logger='current')
+        if is_main_process() and STATUS_FILE in os.environ:
+            write_atomically(os.environ[STATUS_FILE], str(PREEMPTED_STATUS))
+        barrier()  # torchrun ends the others when the first one is gone
+        raise SystemExit(PREEMPTED_STATUS)
+
+
+def _start_worker(signals: list[signal.Signals], init_fn: Callable | None, worker_id: int) -> None:
+    """Lets a data loader's worker, to which Slurm and torchrun send their signals too, outlive the last iterations.
+
+    It ends with its training; and if that is too busy to end it, a minute after the signal.
+    """
+    for number in signals:
+        signal.signal(number, lambda *_: signal.alarm(60))
+    if init_fn is not None:
+        init_fn(worker_id)

@@ -1,0 +1,107 @@
+"""Which checkpoint to resume from, and what a config needs for runs that survive."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os.path as osp
+import zipfile
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+
+_LOOPS = {'EpochBasedTrainLoop': 'ResumableEpochBasedTrainLoop', 'IterBasedTrainLoop': 'ResumableIterBasedTrainLoop'}
+
+
+def problem_of(path: str) -> str | None:
+    """What is wrong with a checkpoint file, or None; reads it once and unpickles nothing.
+
+    Args:
+        path (str): The file that ``torch.save`` wrote, or a folder of DeepSpeed, which is taken as it is.
+
+    Returns:
+        str or None: The reason why it cannot be loaded.
+
+    Example:
+        >>> problem_of('missing.pth')
+        'it does not exist'
+    """
+    if osp.isdir(path):
+        return None
+    if not osp.isfile(path):
+        return 'it does not exist'
+    if osp.getsize(path) == 0:
+        return 'it is empty'
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch writes a checksum for every tensor
+            damaged = archive.testzip()
+        return None if damaged is None else f'the checksum of {damaged} is wrong'
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
+        return f'it is damaged or incomplete ({error})'
+
+
+def find_last_good(work_dir: str) -> str | None:
+    """The newest checkpoint of a work dir that is whole.
+
+    Args:
+        work_dir (str): Where the run has its ``last_checkpoint``.
+
+    Returns:
+        str or None: The path that ``last_checkpoint`` names, else the newest other one that can be resumed from. Each
+        that is passed over is logged with its reason. None if there is none.
+    """
+    candidates = []
+    note = osp.join(work_dir, 'last_checkpoint')
+    if osp.isfile(note):
+        with open(note, encoding='utf-8', errors='replace') as file:
+            last = file.read().strip()
+        if last:
+            # A work dir that was moved is found by name.
+            beside = osp.join(work_dir, osp.basename(last))
+            candidates.append(last if osp.exists(last) or not osp.exists(beside) else beside)
+    patterns = ('epoch_*.pth', 'iter_*.pth', 'preempted_*.pth')
+    others = [path for pattern in patterns for path in glob.glob(osp.join(glob.escape(work_dir), pattern))]
+    candidates += sorted(others, key=osp.getmtime, reverse=True)
+    seen = set()
+    for path in candidates:
+        if osp.abspath(path) in seen:
+            continue
+        seen.add(osp.abspath(path))
+        problem = problem_of(path)
+        if problem is None:
+            return path
+        print_log(f'{path} is passed over: {problem}', logger='current', level=logging.WARNING)
+    return None
+
+
+def make_resumable(cfg: Config) -> None:
+    """Puts the loops and hooks of this package in the place of mmengine's, for runs that survive a kill.
+
+    ``EpochBasedTrainLoop`` and ``IterBasedTrainLoop`` become resumable, ``CheckpointHook`` becomes safe, and
+    ``PreemptionHook`` and ``NonFiniteHook`` are added. A config that names others keeps them.
+
+    Args:
+        cfg (Config): A training config, changed in place; what is dumped to the work dir imports this package.
+
+    Example:
+        >>> cfg = Config(dict(train_cfg=dict(by_epoch=True, max_epochs=12), default_hooks=dict()))
+        >>> make_resumable(cfg)
+        >>> cfg.train_cfg.type
+        'ResumableEpochBasedTrainLoop'
+    """
+    train = cfg.train_cfg
+    if 'type' not in train:
+        train['type'] = 'EpochBasedTrainLoop' if train.pop('by_epoch', True) else 'IterBasedTrainLoop'
+    train['type'] = _LOOPS.get(train['type'], train['type'])
+    hooks = cfg.setdefault('default_hooks', {})
+    hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
+    if hooks['checkpoint'] is not None and hooks['checkpoint'].get('type') == 'CheckpointHook':
+        hooks['checkpoint']['type'] = 'SafeCheckpointHook'
+        for name in ('PreemptionHook', 'NonFiniteHook'):
+            present = cfg.setdefault('custom_hooks', None) or []
+            if not any(hook.get('type') == name for hook in present):
+                cfg.custom_hooks = [*present, dict(type=name)]
+    imports = cfg.setdefault('custom_imports', dict(imports=[], allow_failed_imports=False))
+    names = [imports['imports']] if isinstance(imports['imports'], str) else list(imports['imports'])
+    if 's6la_mm' not in names:
+        imports['imports'] = [*names, 's6la_mm']

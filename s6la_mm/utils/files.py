@@ -1,0 +1,62 @@
+"""Files that are there completely or not at all, whatever kills the process."""
+
+from __future__ import annotations
+
+import os
+import os.path as osp
+
+
+def temporary_name(path: str) -> str:
+    """A hidden name beside ``path`` to write under until the file is complete; see :func:`commit`."""
+    return osp.join(osp.dirname(path), f'.{osp.basename(path)}.tmp')
+
+
+def commit(temporary: str, path: str) -> None:
+    """Brings a complete file or folder to the disk and gives it its name.
+
+    Args:
+        temporary (str): What was written, in the folder of ``path``.
+        path (str): Its name from now on; a file of that name is replaced.
+
+    Raises:
+        OSError: If the disk refuses; ``path`` is what it was then.
+    """
+    for folder, _, names in os.walk(temporary):
+        for name in names:
+            _sync(osp.join(folder, name))
+    _sync(temporary)
+    os.replace(temporary, path)
+    _sync(osp.dirname(osp.abspath(path)))
+
+
+def write_atomically(path: str, text: str) -> None:
+    """Writes a text file; a reader finds the old content or the new one.
+
+    Args:
+        path (str): The file.
+        text (str): Its content.
+
+    Raises:
+        OSError: If it cannot be written; the old file is there then.
+
+    Example:
+        >>> write_atomically('last_checkpoint', 'epoch_1.pth')
+        >>> open('last_checkpoint').read()
+        'epoch_1.pth'
+    """
+    temporary = temporary_name(path)
+    try:
+        with open(temporary, 'w', encoding='utf-8') as file:
+            file.write(text)
+        commit(temporary, path)
+    finally:
+        if osp.exists(temporary):
+            os.remove(temporary)
+
+
+def _sync(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
