@@ -1,8 +1,8 @@
 """Kill a training again and again, resume it each time, and compare it with one that was left alone.
 
 Trains a config twice in deterministic mode: once undisturbed, once with SIGKILLs at random moments of iterations, of
-evaluations and of the writing of checkpoints. Ends with status 1 unless the weights, the optimizer's state and every logged
-loss are the same to the bit.
+evaluations and of the writing of checkpoints. Ends with status 1 unless the weights, the optimizer's state and every
+logged loss are the same to the bit.
 """
 
 from __future__ import annotations

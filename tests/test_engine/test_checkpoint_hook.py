@@ -111,7 +111,7 @@ def test_best_checkpoint(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Runner, 'save_checkpoint', save_checkpoint)
     runner = build(tmp_path, checkpoint=dict(by_epoch=True, interval=1, save_best='accuracy', rule='greater'))
-    with pytest.raises(UsageError, match='best_accuracy_epoch_3.pth cannot be written'):
+    with pytest.raises(UsageError, match=r'best_accuracy_epoch_3\.pth cannot be written'):
         runner.train()
     assert checkpoints(tmp_path) == ['best_accuracy_epoch_2.pth', 'epoch_1.pth', 'epoch_2.pth', 'epoch_3.pth']
 
