@@ -179,8 +179,8 @@ def main() -> None:
         names = sorted(watch.unused)
         more = ', ...' if len(names) > 3 else ''
         raise SystemExit(
-            f'error: {len(names)} parameters got no gradient: {", ".join(names[:3])}{more}. Several processes would stop '
-            'at them: freeze or remove them, or set find_unused_parameters=True'
+            f'error: {len(names)} parameters got no gradient: {", ".join(names[:3])}{more}. Several processes would '
+            'stop at them: freeze or remove them, or set find_unused_parameters=True'
         )
 
 

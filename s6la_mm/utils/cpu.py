@@ -75,6 +75,8 @@ def init_cpu_process_group(cfg: Config) -> None:
         )
     torch.distributed.init_process_group('gloo')
     atexit.register(_leave_process_group)
+    if cfg.get('runner_type') == 'FlexibleRunner':  # its strategy wraps the model
+        return
     wrapper = cfg.setdefault('model_wrapper_cfg', None) or dict(
         broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False)
     )

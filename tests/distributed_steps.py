@@ -1,0 +1,152 @@
+"""What tests/test_distributed.py and tests/test_engine/test_fsdp.py run in processes that work together through gloo."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+import s6la_mm  # noqa: F401
+from s6la_mm.layers import StateRead, TokenRead
+from s6la_mm.utils.cpu import CPUDistributedDataParallel
+
+SIZE = 64
+# The smallest of each kind; without drop path and dropout, which draw another random number in every process.
+BACKBONES = dict(
+    resnet=dict(type='S6LAResNet', depth=18, base_channels=8, stem_channels=8, state_dim=4, frozen_stages=-1),
+    vit=dict(
+        type='S6LAViT',
+        arch=dict(embed_dims=16, num_layers=3, num_heads=2, feedforward_channels=32),
+        img_size=SIZE,
+        patch_size=16,
+        state_dim=4,
+        out_type='featmap',
+    ),
+    swin=dict(
+        type='S6LASwin',
+        arch=dict(embed_dims=8, depths=[2, 2, 2, 2], num_heads=[1, 2, 4, 8]),
+        window_size=2,
+        pad_small_map=True,
+        drop_path_rate=0.0,
+        state_dim=4,
+    ),
+    pvt=dict(type='S6LAPVTv2', embed_dims=8, num_layers=[2, 2, 2, 2], state_dim=4, drop_path_rate=0.0),
+)
+
+
+class Network(BaseModel):
+    """A backbone with a random projection of its outputs as loss: nothing else has parameters."""
+
+    def __init__(self, kind: str, **options) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = MODELS.build(BACKBONES[kind] | options)
+        with torch.no_grad():
+            for module in self.backbone.modules():
+                if isinstance(module, (StateRead, TokenRead)):  # zero at the start: cells would have no gradient
+                    nn.init.normal_(module.weight, std=0.1)
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        generator = torch.Generator().manual_seed(7)
+        outs = self.backbone(torch.stack(inputs) if isinstance(inputs, list) else inputs)
+        return dict(loss=sum((out * torch.randn(out.shape[1:], generator=generator)).mean() for out in outs))
+
+
+def images(number: int, seed: int = 0) -> Tensor:
+    """Random images, the same in every process."""
+    return torch.randn(number, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
+
+
+def start(function: Callable, folder: Path, *args, processes: int = 2) -> list:
+    """Runs a function of this module, or another that can be imported, in processes that form a group.
+
+    Args:
+        function: Called with the process's rank and ``args``.
+        folder: Where the processes meet and leave their results.
+
+    Returns:
+        What the function returned in each process.
+    """
+    os.environ.setdefault('OMP_NUM_THREADS', '1')
+    torch.multiprocessing.spawn(_work, (function, str(folder), processes, args), nprocs=processes)
+    return [torch.load(folder / f'result-{rank}.pth', weights_only=True) for rank in range(processes)]
+
+
+def _work(rank: int, function: Callable, folder: str, processes: int, args: tuple) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE=str(processes), GLOO_SOCKET_IFNAME='lo')
+    dist.init_process_group('gloo', init_method=f'file://{folder}/group', rank=rank, world_size=processes)
+    torch.save(function(rank, *args), f'{folder}/result-{rank}.pth')
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    """The gradient of every parameter that has one, by its name in the model that is not wrapped."""
+    named = getattr(model, 'module', model).named_parameters()
+    return {name: p.grad.clone() for name, p in named if p.grad is not None}
+
+
+def checkpointed_gradients(rank: int) -> dict[str, dict[str, Tensor]]:
+    """Gradients of every kind of backbone, with and without recomputation, as DDP averages them; two steps each."""
+    results = {}
+    for kind in BACKBONES:
+        for with_cp in (False, True):
+            network = Network(kind, with_cp=with_cp).train()
+            model = CPUDistributedDataParallel(network, find_unused_parameters=False, broadcast_buffers=False)
+            for _ in range(2):  # DDP finds out in the second one what the first left unused
+                model.zero_grad()
+                model(images(4)[2 * rank : 2 * rank + 2], mode='loss')['loss'].backward()
+            results[f'{kind} {with_cp}'] = gradients(model)
+    return results
+
+
+def accumulated_steps(rank: int, world: int, counts: int) -> dict[str, dict[str, Tensor] | list[bool]]:
+    """Two steps of SGD on 4 images each, which ``world`` processes see in ``counts`` parts; then the weights."""
+    network = Network('resnet', norm_eval=True).train()
+    plain = world == 1
+    model = network if plain else CPUDistributedDataParallel(network, broadcast_buffers=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    wrapper = OptimWrapper(optimizer, accumulative_counts=counts)
+    wrapper.initialize_count_status(model, 0, 2 * counts)
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    part = 4 // (world * counts)
+    are_equal, moved = [], []
+    for step in range(2):
+        batch = images(4, step)[rank * part * counts : (rank + 1) * part * counts]
+        for index in range(counts):
+            # What BaseModel.train_step does, stopped between the backward pass and the step.
+            with wrapper.optim_context(model):
+                loss = model(batch[index * part : (index + 1) * part], mode='loss')['loss']
+            wrapper.backward(wrapper.scale_loss(loss))
+            if not plain:
+                are_equal.append(_is_same_everywhere(network.backbone.conv1.weight.grad))
+            if wrapper.should_update():
+                wrapper.step()
+                wrapper.zero_grad()
+            moved.append(not torch.equal(before['backbone.conv1.weight'], network.backbone.conv1.weight))
+    weights = {name: p.detach() - before[name] for name, p in network.named_parameters()}
+    return dict(change=weights, are_equal=are_equal, moved=moved)
+
+
+def _is_same_everywhere(tensor: Tensor) -> bool:
+    gathered = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, tensor)
+    return all(torch.equal(gathered[0], other) for other in gathered)
+
+
+def all_steps(rank: int) -> dict:
+    """Everything that tests/test_distributed.py looks at, in one start of the processes."""
+    return dict(
+        checkpointed=checkpointed_gradients(rank), accumulated=accumulated_steps(rank, dist.get_world_size(), 2)
+    )
+
+
