@@ -1,17 +1,18 @@
-"""What tests/test_distributed.py and tests/test_engine/test_fsdp.py run in processes that work together through gloo."""
+"""What test_distributed.py and test_engine/test_fsdp.py run in processes that work together through gloo."""
 
 from __future__ import annotations
 
+import copy
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from mmengine._strategy import BaseStrategy
 from mmengine.model import BaseModel
-from mmengine.optim import OptimWrapper
-from mmengine.registry import MODELS
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.registry import MODELS, STRATEGIES
 from torch import Tensor, nn
 
 import s6la_mm  # noqa: F401
@@ -53,6 +54,9 @@ class Network(BaseModel):
             for module in self.backbone.modules():
                 if isinstance(module, (StateRead, TokenRead)):  # zero at the start: cells would have no gradient
                     nn.init.normal_(module.weight, std=0.1)
+
+    def init_weights(self) -> None:
+        """Keeps the weights of the constructor, which strategies would draw again."""
 
     def forward(self, inputs, data_samples=None, mode='tensor'):
         generator = torch.Generator().manual_seed(7)
@@ -150,3 +154,115 @@ def all_steps(rank: int) -> dict:
     )
 
 
+def _build_sharded(work_dir: str, kind: str, optim_wrapper: dict, **model_wrapper) -> BaseStrategy:
+    strategy = STRATEGIES.build(
+        dict(
+            type='S6LAFSDPStrategy',
+            work_dir=work_dir,
+            experiment_name=kind,
+            env_kwargs=dict(launcher='pytorch', randomness=dict(seed=0)),
+            log_kwargs=dict(log_level='WARNING'),
+            model_wrapper=model_wrapper,
+        )
+    )
+    strategy.prepare(Network(kind), optim_wrapper=copy.deepcopy(optim_wrapper), dispatch_kwargs=dict(max_iters=4))
+    return strategy
+
+
+def _train(model: nn.Module, wrapper: OptimWrapper, rank: int, steps: range) -> list[tuple[float, float]]:
+    """The loss and the norm of all gradients of each step."""
+    norm = wrapper.message_hub
+    numbers = []
+    for step in steps:
+        batch = dict(inputs=list(images(4, step)[2 * rank : 2 * rank + 2]))
+        loss = model.train_step(batch, wrapper)['loss'].item()
+        numbers.append((loss, float(norm.get_scalar('train/grad_norm').current())))
+    return numbers
+
+
+def sharded_steps(rank: int, folder: str, kinds: list[str]) -> dict[str, dict]:
+    """Four steps with DDP and with FSDP, a checkpoint after two of them, from which another FSDP run goes on."""
+    optim_wrapper = dict(
+        type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3), clip_grad=dict(max_norm=1e-3, norm_type=2)
+    )
+    results = {}
+    for kind in kinds:
+        network = Network(kind)
+        model = CPUDistributedDataParallel(network, broadcast_buffers=False).train()
+        wrapper = build_optim_wrapper(network, copy.deepcopy(optim_wrapper))
+        expected = _train(model, wrapper, rank, range(4))
+
+        strategy = _build_sharded(f'{folder}/{kind}', kind, optim_wrapper)
+        strategy.model.train()
+        numbers = _train(strategy.model, strategy.optim_wrapper, rank, range(2))
+        strategy.save_checkpoint(f'{folder}/{kind}.pth', extra_ckpt=dict(meta=dict(iter=2)))
+        numbers += _train(strategy.model, strategy.optim_wrapper, rank, range(2, 4))
+        dist.barrier()
+        resumed = _build_sharded(f'{folder}/{kind}', kind, optim_wrapper)
+        resumed.model.train()
+        resumed.resume(f'{folder}/{kind}.pth')
+        again = _train(resumed.model, resumed.optim_wrapper, rank, range(2, 4))
+        for m in (model, strategy.model):
+            m.eval()
+        with torch.no_grad():
+            predicted = [m(images(2), mode='loss')['loss'].item() for m in (model, strategy.model)]
+        results[kind] = dict(
+            expected=expected,
+            numbers=numbers,
+            again=again,
+            predicted=predicted,
+            parameters=[sum(p.numel() for p in m.parameters()) for m in (network, strategy.model)],
+            weights=[_digest(network.state_dict()), _digest(_full_state(strategy.model))],
+        )
+    return results
+
+
+def _full_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a sharded model as rank 0 saves it; nothing elsewhere."""
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def _digest(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if value.is_floating_point()}
+
+
+def block_units(rank: int, folder: str) -> dict[str, str]:
+    """What happens where each block is a unit of its own."""
+    errors = {}
+    for kind, block in (('resnet', 'StateBasicBlock'), ('vit', 'TransformerEncoderLayer')):
+        policy = dict(type='s6la_wrap_policy', units=(block,))
+        strategy = _build_sharded(folder, kind, dict(optimizer=dict(type='SGD', lr=0.1)), auto_wrap_policy=policy)
+        try:
+            strategy.model(images(2), mode='loss')
+        except (RuntimeError, TypeError) as error:
+            errors[kind] = str(error)
+    return errors
+
+
+def layer_decay(rank: int, folder: str) -> list[dict[str, float]]:
+    """Learning rates with layer-wise decay, of the whole and of the sharded network."""
+    optim_wrapper = dict(
+        optimizer=dict(type='AdamW', lr=1e-3),
+        constructor='LayerDecayOptimWrapperConstructor',
+        paramwise_cfg=dict(layer_decay_rate=0.5),
+    )
+    rates = []
+    whole = Network('vit')
+    strategy = _build_sharded(folder, 'vit', optim_wrapper)
+    for model, wrapper in (
+        (whole, build_optim_wrapper(whole, copy.deepcopy(optim_wrapper))),
+        (strategy.model, strategy.optim_wrapper),
+    ):
+        names = {id(p): name.replace('_fsdp_wrapped_module.', '') for name, p in model.named_parameters()}
+        groups = wrapper.optimizer.param_groups
+        rates.append({names[id(p)]: group['lr'] for group in groups for p in group['params'] if id(p) in names})
+    return rates
+
+
+def all_sharded_steps(rank: int, folder: str) -> dict:
+    """Everything that tests/test_engine/test_fsdp.py looks at, in one start of the processes."""
+    return dict(
+        steps=sharded_steps(rank, folder, list(BACKBONES)),
+        decay=layer_decay(rank, folder),
+        blocks=block_units(rank, folder),
+    )

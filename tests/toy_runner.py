@@ -53,16 +53,17 @@ class Sample:
 class ToyModel(BaseModel):
     """S6LA-ResNet-18 of eighth width with dropout and a linear head."""
 
-    def __init__(self, width: int = 8, norm_eval: bool = False) -> None:
+    def __init__(self, width: int = 8, norm_eval: bool = False, dropout: float = 0.3) -> None:
         super().__init__(data_preprocessor=dict(type='ImgDataPreprocessor'))
         self.backbone = S6LAResNet(
             18, base_channels=width, stem_channels=8, state_dim=4, norm_eval=norm_eval, frozen_stages=-1
         )
         self.head = nn.Linear(8 * width, 2)
+        self.dropout = dropout
 
     def forward(self, inputs, data_samples=None, mode='tensor', **_):
         features = self.backbone(inputs)[-1].mean((2, 3))
-        logits = self.head(nn.functional.dropout(features, 0.3, self.training))
+        logits = self.head(nn.functional.dropout(features, self.dropout, self.training))
         labels = torch.tensor([sample.label for sample in data_samples])
         if mode == 'loss':
             return dict(loss=nn.functional.cross_entropy(logits, labels))
@@ -90,7 +91,7 @@ def build(work_dir: Path, *, epochs: bool = True, seed: int | None = 0, batch: i
         work_dir: folder of the run.
         epochs: count epochs (3 of 12 images), or 9 iterations.
         options: ``hooks`` (custom hooks), ``checkpoint`` (options of the checkpoint hook), ``resume`` (file or None),
-            ``model``, ``dataset``, ``sampler``, ``val_interval``, ``train_cfg``.
+            ``model``, ``dataset``, ``sampler``, ``val_interval``, ``train_cfg``, ``launcher``, ``model_wrapper_cfg``.
     """
     if epochs:
         train = dict(type='ResumableEpochBasedTrainLoop', max_epochs=3, val_interval=options.get('val_interval', 1))
@@ -129,6 +130,8 @@ def build(work_dir: Path, *, epochs: bool = True, seed: int | None = 0, batch: i
         ),
         custom_hooks=options.get('hooks', []),
         randomness=dict(seed=seed),
+        launcher=options.get('launcher', 'none'),
+        cfg=dict(model_wrapper_cfg=options['model_wrapper_cfg']) if options.get('model_wrapper_cfg') else None,
         load_from=str(resume) if resume else None,
         resume=bool(resume),
         experiment_name=f'{work_dir}-{np.random.default_rng().integers(2**62)}',  # message hubs are global, by name

@@ -10,13 +10,21 @@ if (($# < 2)); then
 fi
 config=$1 gpus=$2
 shift 2
+fail() {
+    echo "error: $1" >&2
+    exit 2
+}
+nodes=${NNODES:-1} node=${NODE_RANK:-0} port=${PORT:-29500}
+[[ $gpus =~ ^[1-9][0-9]*$ ]] || fail "GPUS=$gpus: a number of processes, 1 or more, is needed"
+[[ $nodes =~ ^[1-9][0-9]*$ && $node =~ ^[0-9]+$ && $node -lt $nodes ]] ||
+    fail "NODE_RANK=$node NNODES=$nodes: the nodes are numbered from 0 to NNODES - 1"
+[[ $port =~ ^[0-9]+$ && $port -ge 1 && $port -le 65535 ]] || fail "PORT=$port: ports are 1 to 65535"
 
 if [[ ${NNODES:-1} == 1 && -z ${PORT:-} ]]; then
     # torchrun takes a free port: several jobs share a machine.
     rendezvous=(--standalone)
 else
-    rendezvous=(--nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}"
-        --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}")
+    rendezvous=(--nnodes="$nodes" --node_rank="$node" --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="$port")
 fi
 
 # torchrun ends with 1 whatever the status of its processes is: they write theirs to this file.

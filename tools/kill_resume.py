@@ -83,33 +83,42 @@ class Job:
         return self.process.poll() is None
 
     def kill(self, one: random.Random | None = None) -> None:
-        """SIGKILL to all its processes, or to one training process of them."""
-        victims = [self.process.pid]
-        if one is not None:
-            found = subprocess.run(
-                ['pgrep', '-g', str(self.process.pid), '-f', 'train.py.*--launcher'], capture_output=True, text=True
-            )
-            workers = [int(pid) for pid in found.stdout.split() if _is_rank(int(pid))]
-            if workers:
-                os.kill(one.choice(workers), signal.SIGKILL)
-                try:
-                    self.process.wait(60)
-                except subprocess.TimeoutExpired:
-                    pass
-        if self.is_running() or one is None:
-            os.killpg(victims[0], signal.SIGKILL)
+        """SIGKILL to all its processes, or first to one training process of several."""
+        family = descendants(self.process.pid)
+        ranks = [pid for pid in family if _is_rank(pid)]
+        if one is not None and ranks:
+            os.kill(one.choice(ranks), signal.SIGKILL)
+            try:
+                self.process.wait(60)  # torchrun ends the others
+            except subprocess.TimeoutExpired:
+                pass
+        for pid in [self.process.pid, *family]:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
         self.process.wait()
 
 
+def descendants(pid: int) -> list[int]:
+    """The processes that a process has started, and theirs; torchrun's are in sessions of their own."""
+    try:
+        with open(f'/proc/{pid}/task/{pid}/children') as file:
+            children = [int(child) for child in file.read().split()]
+    except OSError:
+        return []
+    return [process for child in children for process in (child, *descendants(child))]
+
+
 def _is_rank(pid: int) -> bool:
-    """Whether a process is one of torchrun's, not a worker of a data loader or torchrun itself."""
+    """Whether torchrun has started a process: a worker of a data loader has its parent's environment, RANK included."""
     try:
         with open(f'/proc/{pid}/environ', 'rb') as file:
-            has_rank = b'\0RANK=' in b'\0' + file.read()
+            environment = file.read()
         with open(f'/proc/{pid}/stat') as file:
             parent = int(file.read().rpartition(')')[2].split()[1])
         with open(f'/proc/{parent}/environ', 'rb') as file:
-            return has_rank and b'\0RANK=' not in b'\0' + file.read()
+            return b'\0RANK=' in environment and b'\0RANK=' not in file.read()
     except OSError:
         return False
 

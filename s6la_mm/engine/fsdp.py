@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from mmengine._strategy import FSDPStrategy
 from mmengine.device import get_device
 from mmengine.model.wrappers import MMFullyShardedDataParallel
+from mmengine.optim import BaseOptimWrapper
 from mmengine.registry import FUNCTIONS, MODEL_WRAPPERS, STRATEGIES
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..layers import S6LAMapCell, S6LATokenCell
@@ -54,12 +57,17 @@ class CPUFullyShardedDataParallel(MMFullyShardedDataParallel):
         super().__init__(module=module, device_id=torch.device('cpu'), **kwargs)
 
 
+def _clip_all_shards(model: FullyShardedDataParallel, parameters: list[Tensor], **kwargs) -> Tensor:
+    return model.clip_grad_norm_(**kwargs)
+
+
 @STRATEGIES.register_module()
 class S6LAFSDPStrategy(FSDPStrategy):
-    """``FSDPStrategy`` that wraps as :func:`s6la_wrap_policy` says, resumes, and works on the CPU too.
+    """``FSDPStrategy`` that wraps as :func:`s6la_wrap_policy` says, clips, resumes, and works on the CPU too.
 
     With the torch of today mmengine's own strategy cannot resume: it gives ``optim_state_dict_to_load`` its arguments
-    in the order of torch 2.0. Checkpoints are those of a model that is not sharded.
+    in the order of torch 2.0. With ``clip_grad`` it scales each shard by the norm of that shard, not of all gradients.
+    Checkpoints are those of a model that is not sharded.
 
     Args:
         model_wrapper (dict, optional): Options of ``MMFullyShardedDataParallel``, before the defaults of this package.
@@ -87,6 +95,13 @@ class S6LAFSDPStrategy(FSDPStrategy):
                 optim_state_dict_config=dict(type='FullOptimStateDictConfig', **options),
             )
         super().__init__(model_wrapper=defaults | (model_wrapper or {}), state_dict_cfg=state_dict_cfg, **kwargs)
+
+    def build_optim_wrapper(self, optim_wrapper: dict, model: nn.Module | None = None) -> BaseOptimWrapper:
+        """As the base class does; ``clip_grad`` then takes the norm over all shards, not over each its own."""
+        wrapper = super().build_optim_wrapper(optim_wrapper, model)
+        if getattr(wrapper, 'clip_grad_kwargs', None) and wrapper.clip_func is nn.utils.clip_grad_norm_:
+            wrapper.clip_func = partial(_clip_all_shards, model)
+        return wrapper
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
         """Loads the state of an optimizer that is not sharded."""
