@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from config_steps import CONFIGS, parse
 from distributed_steps import BACKBONES, accumulated_steps, all_steps, start
-from tool_runner import ROOT, TOOLS
+from tool_runner import ROOT, TOOLS, environment
 
 without_accelerator = pytest.mark.skipif(
     torch.cuda.is_available(), reason='gloo is for machines without an accelerator'
@@ -90,23 +87,18 @@ def test_two_nodes_with_a_scaled_learning_rate(tmp_path):
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]  # a free one
-    environment = {
-        **os.environ,
-        'OMP_NUM_THREADS': '1',
-        'CUDA_VISIBLE_DEVICES': '',
-        'GLOO_SOCKET_IFNAME': 'lo',
-        'PATH': os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']]),
-        'PYTHONPATH': str(ROOT),
-        'S6LA_SHAPES_ROOT': str(tmp_path / 'shapes'),
+    nodes_environment = environment(
+        GLOO_SOCKET_IFNAME='lo',
+        S6LA_SHAPES_ROOT=str(tmp_path / 'shapes'),
         **dict(NNODES='2', MASTER_ADDR='127.0.0.1', PORT=str(port)),
-    }
+    )
     nodes = []
     for rank in range(2):
         with (tmp_path / f'{rank}.log').open('w') as log:
             nodes.append(
                 subprocess.Popen(
                     ['bash', TOOLS / 'dist_train.sh', config, '1', '--work-dir', tmp_path / 'w', '--auto-scale-lr'],
-                    env={**environment, 'NODE_RANK': str(rank)},
+                    env={**nodes_environment, 'NODE_RANK': str(rank)},
                     stdout=log,
                     stderr=subprocess.STDOUT,
                 )

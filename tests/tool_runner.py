@@ -11,11 +11,9 @@ ROOT = Path(__file__).parents[1]
 TOOLS = ROOT / 'tools'
 
 
-def run(*command: object, **env: str) -> subprocess.CompletedProcess:
-    """Run a tool (``tools/`` is put before its name), with this Python first on PATH."""
-    tool, *args = (str(part) for part in command)
-    start = [sys.executable] if tool.endswith('.py') else ['bash']
-    environment = {
+def environment(**env: str) -> dict[str, str]:
+    """This process's environment with this Python first on PATH, one thread and no accelerator; and with ``env``."""
+    return {
         **os.environ,
         'OMP_NUM_THREADS': '1',
         'CUDA_VISIBLE_DEVICES': '',
@@ -23,8 +21,14 @@ def run(*command: object, **env: str) -> subprocess.CompletedProcess:
         'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]),
         **env,
     }
+
+
+def run(*command: object, **env: str) -> subprocess.CompletedProcess:
+    """Run a tool (``tools/`` is put before its name), with this Python first on PATH."""
+    tool, *args = (str(part) for part in command)
+    start = [sys.executable] if tool.endswith('.py') else ['bash']
     return subprocess.run(
-        [*start, str(TOOLS / tool), *args], capture_output=True, text=True, env=environment, timeout=900
+        [*start, str(TOOLS / tool), *args], capture_output=True, text=True, env=environment(**env), timeout=900
     )
 
 

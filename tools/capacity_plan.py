@@ -17,6 +17,7 @@ import s6la_mm  # noqa: F401  (registers the backbones)
 from s6la_mm.utils import UsageError, capacity
 from s6la_mm.utils.capacity import Cluster, Measured
 from s6la_mm.utils.cli import clear_errors, load_config, require_file
+from s6la_mm.utils.files import replace_between
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = '<!-- tables of tools/capacity_plan.py -->', '<!-- end of the tables -->'
@@ -277,20 +278,6 @@ def make_tables(found: dict, args: argparse.Namespace) -> list[str]:
     return lines
 
 
-def write(path: Path, lines: list[str]) -> None:
-    """Puts the tables between the marks of a document.
-
-    Raises:
-        UsageError: If the document does not have both marks once.
-    """
-    text = path.read_text(encoding='utf-8')
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise UsageError(f'{path} needs the lines {BEGIN!r} and {END!r} once each: the tables go between them')
-    before, _, rest = text.partition(BEGIN)
-    text = '\n'.join([f'{before}{BEGIN}', '', *lines, '', END]) + rest.partition(END)[2]
-    path.write_text(text, encoding='utf-8')
-
-
 def main() -> None:
     """Measures or reads, computes, prints and writes."""
     args = parse_args()
@@ -302,7 +289,8 @@ def main() -> None:
         lines = make_tables(load_or_measure(args), args)
         print('\n'.join(lines))
         if args.write:
-            write(args.write, lines)
+            text = args.write.read_text(encoding='utf-8')
+            args.write.write_text(replace_between(text, BEGIN, END, lines, args.write), encoding='utf-8')
 
 
 if __name__ == '__main__':

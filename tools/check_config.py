@@ -6,6 +6,7 @@ import argparse
 import copy
 import os.path as osp
 import shutil
+import statistics
 import tempfile
 import time
 
@@ -18,6 +19,7 @@ from mmengine.runner import Runner
 from s6la_mm.engine import find_last_good, make_resumable
 from s6la_mm.utils import UsageError
 from s6la_mm.utils.benchmark import PeakMemory
+from s6la_mm.utils.capacity import without_downloads
 from s6la_mm.utils.cli import add_cfg_options, build_runner, clear_errors, load_config
 
 STEPS = 3
@@ -86,10 +88,7 @@ def shorten(cfg: Config, work_dir: str, random_weights: bool) -> Config:
         cfg.pop(key, None)
     if random_weights:
         cfg.load_from = None
-        for module in [cfg.model, *(part for part in cfg.model.values() if isinstance(part, dict))]:
-            for key in ('init_cfg', 'pretrained'):
-                if isinstance(module, dict) and key in module:
-                    module[key] = None
+        without_downloads(cfg.model)
     make_resumable(cfg)
     return cfg
 
@@ -189,7 +188,7 @@ def report_cost(full: Config, runner: Runner, watch: Watch, peak: float, size: i
     device = get_device()
     of = f' of {torch.cuda.mem_get_info()[1] / 2**30:.1f} GiB' if device == 'cuda' else ''
     print(f'memory     {peak / 2**30:.2f} GiB{of} at the peak, {device}')
-    seconds = sorted(watch.seconds[1:])[len(watch.seconds[1:]) // 2]
+    seconds = statistics.median_high(watch.seconds[1:])
     per_epoch = max(1, len(runner.train_dataloader) // processes)
     if 'max_epochs' in full.train_cfg:
         iterations = per_epoch * full.train_cfg.max_epochs

@@ -191,7 +191,7 @@ def main() -> None:
     print(f'undisturbed: iteration {reference["meta"]["iter"]}, {time.time() - start:.0f} s', flush=True)
 
     kills: Counter = Counter()
-    resumed_from, damaged, failed = [], 0, 0
+    damaged = failed = 0
     while sum(kills.values()) < args.kills:
         kind = KINDS[sum(kills.values()) % len(KINDS)] if rng.random() < 0.5 else rng.choice(KINDS)
         job = Job(args, killed_dir)
@@ -206,10 +206,9 @@ def main() -> None:
         whole = find_last_good(killed_dir)
         broken = [path for path in glob.glob(osp.join(killed_dir, '*.pth')) if problem_of(path)]
         damaged += len(broken)
-        resumed_from.append(whole and osp.basename(whole))
         print(
             f'kill {sum(kills.values()):2}: {kind:10} {"one process" if hits_one else "the job":11} '
-            f'last whole checkpoint {resumed_from[-1]}, damaged {len(broken)}',
+            f'last whole checkpoint {whole and osp.basename(whole)}, damaged {len(broken)}',
             flush=True,
         )
     survivor = finish(Job(args, killed_dir))

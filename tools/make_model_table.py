@@ -14,6 +14,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from s6la_mm.backbones.architectures import Architecture, architectures, on_meta_device
+from s6la_mm.utils.cli import clear_errors
+from s6la_mm.utils.files import replace_between
 
 BEGIN, END = '<!-- table of tools/make_model_table.py -->', '<!-- end of the table -->'
 PATH = Path(__file__).parents[1] / 'docs' / 'model_zoo.md'
@@ -63,10 +65,8 @@ def replace(text: str, lines: list[str]) -> str:
     Raises:
         SystemExit: If the document does not have both marks once.
     """
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise SystemExit(f'error: {PATH} needs the lines {BEGIN!r} and {END!r} once each: the table goes between them')
-    before, _, rest = text.partition(BEGIN)
-    return '\n'.join([f'{before}{BEGIN}', '', *lines, '', END]) + rest.partition(END)[2]
+    with clear_errors():
+        return replace_between(text, BEGIN, END, lines, PATH)
 
 
 def main() -> None:

@@ -42,6 +42,23 @@ class LabelCheckHook(Hook):
             check_labels(part, model.num_classes)
 
 
+def unknown_labels(labels: np.ndarray, num_classes: int, ignore_index: int) -> dict[int, int]:
+    """The labels of a map that are neither a class nor ``ignore_index``, in order, and how many pixels have them.
+
+    Args:
+        labels (np.ndarray): Label map of non-negative integers, (H, W).
+        num_classes (int): Labels from 0 to ``num_classes`` - 1 are classes.
+        ignore_index (int): The label of pixels that do not count.
+
+    Example:
+        >>> unknown_labels(np.array([[0, 1, 7], [7, 255, 9]]), 2, 255)
+        {7: 2, 9: 1}
+    """
+    pixels = np.bincount(labels.ravel())
+    present = (int(label) for label in np.flatnonzero(pixels))
+    return {label: int(pixels[label]) for label in present if label >= num_classes and label != ignore_index}
+
+
 def check_labels(dataset, num_classes: int) -> None:
     """Reads this process's share of the label maps of a data set, and counts labels out of range.
 
@@ -59,12 +76,10 @@ def check_labels(dataset, num_classes: int) -> None:
     found: dict[int, list] = {}  # label: [pixels, files, first file]
     for index in share:
         info = dataset.get_data_info(index)
-        pixels = np.bincount(load(info)['gt_seg_map'].ravel())
-        for label in np.flatnonzero(pixels):
-            if label >= num_classes and label != dataset.ignore_index:
-                counts = found.setdefault(int(label), [0, 0, info['seg_map_path']])
-                counts[0] += int(pixels[label])
-                counts[1] += 1
+        for label, pixels in unknown_labels(load(info)['gt_seg_map'], num_classes, dataset.ignore_index).items():
+            counts = found.setdefault(label, [0, 0, info['seg_map_path']])
+            counts[0] += pixels
+            counts[1] += 1
     if found:
         lines = [f'label {k}: {n} pixels in {m} files, the first {path}' for k, (n, m, path) in sorted(found.items())]
         raise UsageError(

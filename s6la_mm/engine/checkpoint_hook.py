@@ -41,7 +41,8 @@ class SafeCheckpointHook(CheckpointHook):
     def before_train(self, runner) -> None:
         """Removes what a killed run left half-written; see also ``CheckpointHook.before_train``."""
         super().before_train(runner)
-        if is_main_process() and isinstance(self.file_backend, LocalBackend):
+        self.is_local = isinstance(self.file_backend, LocalBackend)
+        if is_main_process() and self.is_local:
             for leftover in glob.glob(osp.join(glob.escape(self.out_dir), temporary_name('*.pth'))):
                 print_log(f'{leftover} was not written to its end: removed', logger='current')
                 _remove(leftover)
@@ -55,6 +56,11 @@ class SafeCheckpointHook(CheckpointHook):
         model = runner.model.module if isinstance(runner.model, DistributedDataParallel) else runner.model
         if getattr(runner, '_resume', False) and not is_model_wrapper(model):  # a sharded model has other names
             require_resumable(model, checkpoint)
+
+    @classmethod
+    def of(cls, runner) -> SafeCheckpointHook | None:
+        """The hook of this kind that a runner has, or None."""
+        return next((hook for hook in runner.hooks if isinstance(hook, cls)), None)
 
     def save_extra(self, runner, name: str, iteration: int) -> str:
         """Saves between the intervals; the next regular checkpoint replaces it.
@@ -92,7 +98,8 @@ class SafeCheckpointHook(CheckpointHook):
     def _save(self, runner, filename: str, meta: dict, by_epoch: bool) -> str:
         self.last_ckpt = self.join(filename)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
-        _Saver(runner, self).save_checkpoint(
+        saver = runner if isinstance(runner, _Saver) else _Saver(runner, self)
+        saver.save_checkpoint(
             self.out_dir,
             filename,
             self.file_client_args,
@@ -164,7 +171,7 @@ class _Saver:
         bad = first_non_finite(self._runner.model)
         if bad:
             raise UsageError(f'{path} was not written: {bad} is not finite. {self._what_is_left()}')
-        is_local = isinstance(getattr(self._hook.file_backend, '_backend', self._hook.file_backend), LocalBackend)
+        is_local = self._hook.is_local
         name = temporary_name(filename) if is_local else filename
         temporary = osp.join(out_dir, name)
         try:

@@ -109,7 +109,7 @@ class NonFiniteHook(Hook):
     def _report(self, runner, what: str, files: str, data_batch: object) -> str:
         where = find_non_finite(runner.model, data_batch)
         self._put_back()
-        hook = next((hook for hook in runner.hooks if isinstance(hook, SafeCheckpointHook)), None)
+        hook = SafeCheckpointHook.of(runner)
         try:
             kept = hook.save_extra(runner, 'before_nonfinite', runner.iter + 1) if hook else None
             kept = kept or find_last_good(runner.work_dir) or 'none was written'

@@ -101,7 +101,7 @@ class PreemptionHook(Hook):
         return bool(stops)
 
     def _leave(self, runner, iteration: int) -> None:
-        hook = next((hook for hook in runner.hooks if isinstance(hook, SafeCheckpointHook)), None)
+        hook = SafeCheckpointHook.of(runner)
         name = self._received.name if self._received else 'a signal to another process'
         if hook is None:
             print_log(

@@ -1,9 +1,11 @@
-"""Files that are there completely or not at all, whatever kills the process."""
+"""Files that are there completely or not at all, whatever kills the process; and documents with generated parts."""
 
 from __future__ import annotations
 
 import os
 import os.path as osp
+
+from . import UsageError
 
 
 def temporary_name(path: str) -> str:
@@ -52,6 +54,32 @@ def write_atomically(path: str, text: str) -> None:
     finally:
         if osp.exists(temporary):
             os.remove(temporary)
+
+
+def replace_between(text: str, begin: str, end: str, lines: list[str], name: object) -> str:
+    """Puts generated lines between two marks of a document.
+
+    Args:
+        text (str): The document.
+        begin (str): The mark before them.
+        end (str): The mark behind them.
+        lines (list[str]): What comes between.
+        name (object): The document's name, for the message.
+
+    Returns:
+        str: The new document.
+
+    Raises:
+        UsageError: If it does not have both marks once.
+
+    Example:
+        >>> replace_between('a<b>old<e>c', '<b>', '<e>', ['new'], 'page.md').splitlines()
+        ['a<b>', '', 'new', '', '<e>c']
+    """
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise UsageError(f'{name} needs the lines {begin!r} and {end!r} once each: the tables go between them')
+    before, _, rest = text.partition(begin)
+    return '\n'.join([f'{before}{begin}', '', *lines, '', end]) + rest.partition(end)[2]
 
 
 def _sync(path: str) -> None:

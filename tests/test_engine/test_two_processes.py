@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from distributed_run import train
-from tool_runner import ROOT, TOOLS, check, run
+from tool_runner import ROOT, TOOLS, check, environment, run
 
 from s6la_mm.datasets import generate_shapes
 from s6la_mm.engine.fsdp import s6la_wrap_policy
@@ -39,8 +39,7 @@ def scalars(work_dir: Path) -> dict[int, float]:
 def test_two_processes_compute_what_one_computes(tmp_path):
     """The mean over all images is that of the processes' means; what differs is the order of summation, in float32."""
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
-    paths = os.pathsep.join([str(ROOT), str(ROOT / 'tests')])
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': paths}
+    env = environment(PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / 'tests')]))
     done = subprocess.run(
         [*command, str(ROOT / 'tests/distributed_run.py'), str(tmp_path), '2'],
         capture_output=True,
@@ -68,7 +67,6 @@ def test_sharded_training_is_the_same_and_resumes(tmp_path, shapes):
     options = ('--cfg-options', *SMALL, 'train_cfg.max_iters=4', 'default_hooks.checkpoint.interval=2')
     check(run('dist_train.sh', CONFIG, 2, '--work-dir', tmp_path / 'ddp', *options, **shapes))
     check(run('dist_train.sh', tmp_path / 'fsdp.py', 2, '--work-dir', tmp_path / 'fsdp', *options, **shapes))
-    # clip_grad has no effect here: mmengine would take the norm of each shard.
     assert scalars(tmp_path / 'fsdp') == pytest.approx(scalars(tmp_path / 'ddp'), rel=1e-4)
     whole = torch.load(tmp_path / 'fsdp/iter_4.pth', weights_only=True)['state_dict']
     unsharded = torch.load(tmp_path / 'ddp/iter_4.pth', weights_only=True)['state_dict']
@@ -96,14 +94,12 @@ class Job:
 
     def __init__(self, tmp_path: Path, *command: object, **env: str) -> None:
         self.log = tmp_path / 'log.txt'
-        environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': str(ROOT), **env}
-        environment['PATH'] = str(Path(sys.executable).parent) + os.pathsep + environment['PATH']
         with self.log.open('w') as file:
             self.process = subprocess.Popen(
                 [str(part) for part in command],
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env=environment,
+                env=environment(**env),
                 start_new_session=True,
             )
 

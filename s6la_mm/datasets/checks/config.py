@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-import numpy as np
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, init_default_scope
 from mmengine.utils import ProgressBar
 
 from ...utils import UsageError
-from ...utils.cli import explain
+from ...utils.cli import explain, innermost_dataset
+from ..label_check import unknown_labels
 from ..shapes import ShapesDataset
 from .coco import CocoFile
 from .findings import Finding, Report
@@ -56,7 +56,8 @@ def check_config_data(
     files: dict[str, list[ImageFile]] = defaultdict(list)
     seen: list[tuple] = []
     for split in splits:
-        for dataset in _datasets(cfg.get(f'{split}_dataloader')):
+        loader = cfg.get(f'{split}_dataloader')
+        for dataset in _datasets(loader['dataset']) if loader is not None else ():
             key = tuple(str(dataset.get(name)) for name in ('type', 'data_root', 'ann_file', 'data_prefix', 'indices'))
             if split == 'test' and key in seen:
                 continue
@@ -74,20 +75,13 @@ def check_config_data(
     return report
 
 
-def _datasets(dataloader: ConfigDict | None) -> Iterator[ConfigDict]:
-    """The data sets under the wrappers (RepeatDataset, ConcatDataset, MultiImageMixDataset ...) of a data loader."""
-
-    def walk(dataset: ConfigDict) -> Iterator[ConfigDict]:
-        if 'datasets' in dataset:
-            for part in dataset['datasets']:
-                yield from walk(part)
-        elif 'dataset' in dataset:
-            yield from walk(dataset['dataset'])
-        else:
-            yield dataset
-
-    if dataloader is not None:
-        yield from walk(dataloader['dataset'])
+def _datasets(dataset: ConfigDict) -> Iterator[ConfigDict]:
+    """The data sets under the wrappers: RepeatDataset, MultiImageMixDataset, ConcatDataset."""
+    dataset = innermost_dataset(dataset)
+    if 'datasets' not in dataset:
+        yield dataset
+    for part in dataset.get('datasets', ()):
+        yield from _datasets(part)
 
 
 def _check_dataset(
@@ -190,9 +184,9 @@ def _check_segmentation(
         if labels.ndim != 2:
             detail = f'{labels.shape[2]} channels: colours instead of labels'
             return [*problems, Finding('label-out-of-range', split, path, detail)]
-        unknown = [int(label) for label in np.unique(labels) if label >= num_classes and label != built.ignore_index]
+        unknown = unknown_labels(labels, num_classes, built.ignore_index)
         if unknown:
-            detail = f'labels {unknown[:5]}, there are {num_classes} classes and {built.ignore_index} to ignore'
+            detail = f'labels {list(unknown)[:5]}, there are {num_classes} classes and {built.ignore_index} to ignore'
             problems.append(Finding('label-out-of-range', split, path, detail))
         return problems
 

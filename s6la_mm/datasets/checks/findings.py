@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 
 from ...utils.files import write_atomically
 
-# kind: (level, what it means and what to do). An error stops a training or makes it learn what is wrong; of a warning
-# the pipelines make something sensible; a note is for information.
+# kind: (level, what it means and what to do). An error stops a training or makes it learn what is wrong; a note
+# is for information.
 KINDS = {
     'missing-file': ('error', 'an annotation file or folder is not there: correct the path'),
     'broken-file': ('error', 'an annotation file cannot be read: get it anew'),
