@@ -15,7 +15,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..utils import UsageError
@@ -190,6 +190,23 @@ class _Saver:
         return f'{left}; the training stopped at iteration {self._runner.iter}, --resume goes on'
 
 
+def are_finite(tensors: list[Tensor]) -> bool:
+    """Whether no tensor holds NaN or infinity, in one pass over them if so.
+
+    Args:
+        tensors (list[Tensor]): Floating-point tensors, not necessarily on one device.
+
+    Example:
+        >>> are_finite([torch.tensor([3e38, 3e38])]), are_finite([torch.tensor([1.0, float('nan')])])
+        (True, False)
+    """
+    # A sum is not finite if one of its terms is not. Finite terms may overflow: then they are looked at one by one.
+    sums = [t.detach().sum(dtype=torch.float32) for t in tensors]
+    if not sums or torch.stack([s.to(sums[0].device) for s in sums]).isfinite().all():
+        return True
+    return all(bool(t.isfinite().all()) for t in tensors)
+
+
 def first_non_finite(model: nn.Module) -> str | None:
     """The name of the first parameter or buffer with NaN or infinity, or None.
 
@@ -205,11 +222,9 @@ def first_non_finite(model: nn.Module) -> str | None:
     # Not the state_dict, which sharded models gather.
     named = itertools.chain(model.named_parameters(), model.named_buffers())
     tensors = {name: t for name, t in named if torch.is_floating_point(t) and t.numel()}
-    # A sum is finite if its terms are, up to overflow: one small number per tensor to look at.
-    sums = [t.detach().sum(dtype=torch.float32) for t in tensors.values()]
-    if not sums or torch.stack(sums).isfinite().all():
+    if are_finite(list(tensors.values())):
         return None
-    return next((name for name, t in tensors.items() if not t.isfinite().all()), None)
+    return next(name for name, t in tensors.items() if not t.isfinite().all())
 
 
 def require_resumable(model: nn.Module, checkpoint: dict) -> None:

@@ -12,7 +12,7 @@ from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
 from ..utils import UsageError
-from .checkpoint_hook import SafeCheckpointHook
+from .checkpoint_hook import SafeCheckpointHook, are_finite
 from .probes import watch_cells
 from .resuming import find_last_good
 
@@ -92,7 +92,7 @@ class NonFiniteHook(Hook):
 
     def _check_gradients(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         parameters = [p for group in optimizer.param_groups for p in group['params'] if p.grad is not None]
-        if parameters and not _are_finite([p.grad for p in parameters]):
+        if parameters and not are_finite([p.grad for p in parameters]):
             self._left_out = True
             for parameter in parameters:
                 parameter.grad = None  # an optimizer passes over parameters without a gradient
@@ -160,16 +160,6 @@ def find_non_finite(model: nn.Module, data_batch: object) -> str:
     if not all(out.isfinite().all() for out in outs):
         return 'All states are finite, the feature maps of the backbone are not'
     return 'All states and feature maps of the backbone are finite: it begins in the neck, the heads or the loss'
-
-
-def _are_finite(tensors: list[Tensor]) -> bool:
-    # Half types would overflow in the norm, so the largest magnitude; NaN goes through it.
-    return all(n.isfinite().item() for n in _by_device(torch._foreach_norm(tensors, float('inf'))))
-
-
-def _by_device(numbers: list[Tensor]) -> list[Tensor]:
-    devices = {n.device for n in numbers}
-    return [torch.stack([n.float() for n in numbers if n.device == device]).sum() for device in devices]
 
 
 def _is_finite(value: object) -> bool:
