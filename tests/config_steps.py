@@ -15,7 +15,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 ROOT = Path(__file__).parents[1] / 'configs'
-CONFIGS = sorted(p for p in ROOT.rglob('*.py') if '_base_' not in p.parts)
+CONFIGS = sorted(p for p in ROOT.rglob('*.py') if not {'_base_', 'comparisons'} & set(p.parts))
 ROOT_VARIABLES = ('COCO_ROOT', 'ADE20K_ROOT', 'CAMVID_ROOT', 'IMAGENET_ROOT', 'S6LA_SHAPES_ROOT')
 SPARED = ('A_log', 'dt_bias', 'initial_state', 'input_norm.weight')
 SHAPES = [[3, 64, 96], [3, 61, 80]]

@@ -6,6 +6,8 @@ import importlib
 import pytest
 
 MODULES = [
+    'backbones.mrla_resnet',
+    'backbones.rla_resnet',
     'backbones.s6la_pvt',
     'backbones.s6la_resnet',
     'backbones.s6la_swin',

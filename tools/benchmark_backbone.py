@@ -16,9 +16,9 @@ from unittest import mock
 
 import torch
 from mmdet.models import ResNet
-from rla_resnet import RLAResNet
 from torch import nn
 
+from s6la_mm.backbones import RLAResNet
 from s6la_mm.backbones.architectures import architectures
 from s6la_mm.layers import StateRead, TokenRead
 from s6la_mm.ops import extension

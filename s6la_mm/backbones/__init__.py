@@ -1,4 +1,4 @@
-"""Backbones that carry the S6LA state: thin subclasses of the OpenMMLab backbones.
+"""Backbones that carry the S6LA state, thin subclasses of the OpenMMLab backbones, and two relatives to compare with.
 
 ``S6LAViT`` and ``S6LASwin`` stand on mmpretrain, which is optional: their modules are imported when one of them is
 asked for, here or by a config.
@@ -11,12 +11,14 @@ from importlib import import_module
 from mmengine.registry import MODELS
 
 from ..environment import require_mmpretrain
+from .mrla_resnet import MRLAResNet
+from .rla_resnet import RLAResNet
 from .s6la_pvt import S6LAPVTv2
 from .s6la_resnet import S6LAResNet
 
 _ON_MMPRETRAIN = {'S6LASwin': 's6la_swin', 'S6LAViT': 's6la_vit'}
 
-__all__ = ['S6LAPVTv2', 'S6LAResNet', *_ON_MMPRETRAIN]
+__all__ = ['MRLAResNet', 'RLAResNet', 'S6LAPVTv2', 'S6LAResNet', *_ON_MMPRETRAIN]
 
 
 def __getattr__(name: str) -> type:

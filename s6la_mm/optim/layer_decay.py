@@ -10,6 +10,8 @@ from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
+_FSDP = '_fsdp_wrapped_module.'  # what torch puts into the names of parameters of wrapped modules
+
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
@@ -42,7 +44,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if not hasattr(backbone, 'get_layer_depth'):
             name = type(backbone).__name__
             raise ValueError(f'layer_decay_rate={rate} needs a backbone with get_layer_depth, {name} has none')
-        names = {id(parameter): name for name, parameter in module.named_parameters()}
+        names = {id(parameter): name.replace(_FSDP, '') for name, parameter in module.named_parameters()}
         for group in params:
             (parameter,) = group['params']
             depth, num_depths = backbone.get_layer_depth(names[id(parameter)], 'backbone.')

@@ -58,7 +58,6 @@ def test_a_unit_for_each_block_fails(results):
     assert all(set(result['blocks']) == {'resnet', 'vit'} for result in results)
 
 
-@pytest.mark.xfail(strict=True, reason='the constructor reads names that FSDP has changed')
 def test_layer_decay_knows_sharded_layers(results):
     whole, sharded = results[0]['decay']
     assert len(set(whole.values())) == 5  # stem, three layers, and what follows

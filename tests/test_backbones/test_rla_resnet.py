@@ -1,18 +1,11 @@
-"""tools/rla_resnet.py: the baseline of the benchmarks is the network of its paper."""
-
-import doctest
-import importlib.util
+"""RLAResNet: the network of its paper."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from mmdet.models import ResNet
-from tool_runner import TOOLS
 
-spec = importlib.util.spec_from_file_location('rla_resnet', TOOLS / 'rla_resnet.py')
-rla_resnet = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(rla_resnet)
-RLAResNet = rla_resnet.RLAResNet
+from s6la_mm.backbones import RLAResNet
 
 
 def small(depth: int, **kwargs) -> RLAResNet:
@@ -97,6 +90,7 @@ def test_frozen_stages_freeze_the_cells():
     assert not backbone.cells['layer2'].norms[0].training and backbone.cells['layer3'].norms[0].training
 
 
-def test_example():
-    results = doctest.testmod(rla_resnet)
-    assert results.attempted > 0 and results.failed == 0
+@pytest.mark.parametrize('value', [0, 2.0, None])
+def test_wrong_hidden_channels(value):
+    with pytest.raises(ValueError, match='hidden_channels='):
+        RLAResNet(18, hidden_channels=value)

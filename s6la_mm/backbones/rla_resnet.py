@@ -1,4 +1,4 @@
-"""RLA-ResNet, a baseline for the benchmarks: recurrent layer aggregation carries a small map through depth, too."""
+"""RLA-ResNet, a relative of S6LA-ResNet: recurrent layer aggregation carries a small map through depth, too."""
 
 from __future__ import annotations
 
@@ -8,9 +8,22 @@ from mmcv.cnn import build_norm_layer
 from mmdet.models.backbones.resnet import BasicBlock, Bottleneck, ResNet
 from mmdet.models.layers import ResLayer
 from mmengine.model import BaseModule, ModuleDict
+from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from s6la_mm.layers import pool_state
+from ..layers import pool_state
+
+
+def residual_branch(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor:
+    """What a block of mmdet's ResNet adds to its shortcut, (batch, D, H, W)."""
+    last = 3 if isinstance(block, Bottleneck) else 2
+    for i in range(1, last + 1):
+        x = getattr(block, f'norm{i}')(getattr(block, f'conv{i}')(x))
+        if i < last:
+            x = block.relu(x)
+        if getattr(block, 'with_plugins', False):
+            x = block.forward_plugin(x, getattr(block, f'after_conv{i}_plugin_names'))
+    return x
 
 
 class _RLABlock:
@@ -21,14 +34,7 @@ class _RLABlock:
 
     def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the block's output and its residual branch, both (batch, D, H, W)."""
-        branch = torch.cat((x, h), dim=1)
-        last = 3 if isinstance(self, Bottleneck) else 2
-        for i in range(1, last + 1):
-            branch = getattr(self, f'norm{i}')(getattr(self, f'conv{i}')(branch))
-            if i < last:
-                branch = self.relu(branch)
-            if getattr(self, 'with_plugins', False):
-                branch = self.forward_plugin(branch, getattr(self, f'after_conv{i}_plugin_names'))
+        branch = residual_branch(self, torch.cat((x, h), dim=1))
         shortcut = x if self.downsample is None else self.downsample(x)
         return self.relu(branch + shortcut), branch
 
@@ -62,6 +68,7 @@ class RLACell(BaseModule):
         return self.recurrent_conv(torch.tanh(self.norms[block](h + self.conv_out(y))))
 
 
+@MODELS.register_module()
 class RLAResNet(ResNet):
     """ResNet with recurrent layer aggregation (Zhao et al., NeurIPS 2021, arXiv 2110.11852).
 
@@ -75,6 +82,9 @@ class RLAResNet(ResNet):
         hidden_channels (int): Channels of the hidden map. Defaults to 32.
         **kwargs: Options of :class:`mmdet.models.ResNet`.
 
+    Raises:
+        ValueError: If ``hidden_channels`` is not a positive integer.
+
     Example:
         >>> import torch
         >>> backbone = RLAResNet(depth=18).eval()
@@ -87,6 +97,8 @@ class RLAResNet(ResNet):
     """
 
     def __init__(self, depth: int, *, hidden_channels: int = 32, **kwargs) -> None:
+        if not isinstance(hidden_channels, int) or hidden_channels < 1:
+            raise ValueError(f'hidden_channels={hidden_channels!r} is not allowed: it must be a positive integer')
         self.hidden_channels = hidden_channels  # the base class builds the stages in its constructor
         super().__init__(depth, **kwargs)
         self.cells = ModuleDict()

@@ -1,0 +1,287 @@
+"""Comparisons of models under equal budgets: what a plan says, how far its runs are, and what their figures mean."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os.path as osp
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from glob import escape, glob
+from typing import NamedTuple
+
+from mmengine.config import Config
+from scipy import stats
+
+from . import UsageError
+from .cli import require_file
+from .files import write_atomically
+
+_ENTRIES = dict(
+    config=str, metric=str, reference=str, seeds=list, runs=list, shape=tuple, cfg_options=dict, title=str, notes=str
+)
+_REQUIRED = ('config', 'metric', 'seeds', 'runs')
+_DETECTION = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of a comparison: a model, or a way to train it.
+
+    Attributes:
+        name (str): In tables and as the name of a folder.
+        config (str): Config file.
+        cfg_options (dict): Changes to the config, the plan's own included; dotted keys.
+        start (str or None): Name of the variant whose last checkpoint of the same seed this one starts from.
+    """
+
+    name: str
+    config: str
+    cfg_options: dict
+    start: str | None
+
+    def build_config(self) -> Config:
+        """The training config, without seed and folder."""
+        cfg = Config.fromfile(self.config)
+        cfg.merge_from_dict(copy.deepcopy(self.cfg_options))
+        return cfg
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared; see :func:`read_plan`."""
+
+    path: str
+    title: str
+    notes: str
+    metric: str
+    reference: str
+    seeds: tuple[int, ...]
+    shape: tuple[int, int] | None
+    variants: tuple[Variant, ...]
+
+    def variant(self, name: str) -> Variant:
+        """The variant of that name."""
+        return next(variant for variant in self.variants if variant.name == name)
+
+
+def read_plan(path: str) -> Plan:
+    """Reads a plan and checks all that can be wrong with it before hours are spent.
+
+    A plan is a Python file of mmengine's Config with ``config`` (a path relative to the plan), ``metric`` (a key of the
+    evaluator), ``seeds``, ``runs`` (a list of ``dict(name=..., config=..., cfg_options=..., start=...)``, all but the
+    name optional), and where wanted ``cfg_options`` for all runs, ``reference`` (the name that the others are compared
+    to; the first one if it is missing), ``shape`` (height and width for FLOPs and times), ``title`` and ``notes``.
+
+    Args:
+        path (str): The file.
+
+    Returns:
+        Plan: The plan.
+
+    Raises:
+        FileNotFoundError: If the plan or a config is not there.
+        UsageError: If an entry is missing, unknown or of the wrong type, two runs have one name, a start or the
+            reference is no run, or the evaluator of a config does not give the metric.
+
+    Example:
+        >>> plan = read_plan('configs/comparisons/camvid_r18.py')
+        >>> [variant.name for variant in plan.variants]
+        ['ResNet-18', 'RLA-ResNet-18', 'MRLA-ResNet-18', 'S6LA-ResNet-18']
+    """
+    require_file(path, 'plan')
+    entries = Config.fromfile(path)._cfg_dict.to_dict()
+    for name in _REQUIRED:
+        if not entries.get(name):
+            raise UsageError(f'{path}: {name} is missing')
+    for name, value in entries.items():
+        if name not in _ENTRIES:
+            raise UsageError(f'{path}: {name} is no entry of a plan: it takes {", ".join(_ENTRIES)}')
+        kind = (tuple, list) if _ENTRIES[name] in (tuple, list) else _ENTRIES[name]
+        if not isinstance(value, kind):
+            raise UsageError(f'{path}: {name}={value!r} must be a {_ENTRIES[name].__name__}')
+    seeds = tuple(entries['seeds'])
+    if len(set(seeds)) < len(seeds) or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
+        raise UsageError(f'{path}: seeds={list(seeds)} must be different integers, none below 0')
+    variants = tuple(_read_variant(path, entries, run) for run in entries['runs'])
+    names = [variant.name for variant in variants]
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise UsageError(f'{path}: two runs have the name {doubled[0]!r}')
+    reference = entries.get('reference', names[0])
+    for name, known in ((reference, 'reference'), *((v.start, f'start of {v.name}') for v in variants if v.start)):
+        if name not in names:
+            raise UsageError(f'{path}: {known}={name!r} is none of the runs {", ".join(names)}')
+    for variant in variants:
+        if variant.start and names.index(variant.start) >= names.index(variant.name):
+            raise UsageError(f'{path}: {variant.name} must come after {variant.start}, from which it starts')
+        _check_metric(path, variant, entries['metric'])
+    shape = entries.get('shape')
+    if shape is not None and (len(shape) != 2 or not all(isinstance(n, int) and n > 0 for n in shape)):
+        raise UsageError(f'{path}: shape={shape} must be two positive integers, height and width')
+    return Plan(
+        path=path,
+        title=entries.get('title', osp.splitext(osp.basename(path))[0]),
+        notes=entries.get('notes', ''),
+        metric=entries['metric'],
+        reference=reference,
+        seeds=seeds,
+        shape=tuple(shape) if shape else None,
+        variants=variants,
+    )
+
+
+def _read_variant(path: str, entries: dict, run: dict) -> Variant:
+    unknown = set(run) - {'name', 'config', 'cfg_options', 'start'}
+    if 'name' not in run or unknown:
+        raise UsageError(f'{path}: a run has a name and may have config, cfg_options and start: {run}')
+    name = run['name']
+    if not name or name.startswith('.') or '/' in name:
+        raise UsageError(f'{path}: the name {name!r} must be one of a folder')
+    config = osp.join(osp.dirname(path), run.get('config', entries['config']))
+    require_file(config, f'config of {name}:')
+    options = {**entries.get('cfg_options', {}), **run.get('cfg_options', {})}
+    return Variant(name, config, options, run.get('start'))
+
+
+def _check_metric(path: str, variant: Variant, metric: str) -> None:
+    try:
+        cfg = variant.build_config()
+    except (KeyError, IndexError, TypeError) as error:
+        raise UsageError(f'{path}: cfg_options of {variant.name} do not fit {variant.config}: {error}') from error
+    given = metrics_of(cfg)
+    if given is not None and metric not in given:
+        raise UsageError(f'{path}: the evaluator of {variant.name} does not give {metric!r}, but {", ".join(given)}')
+
+
+def metrics_of(cfg: Config) -> list[str] | None:
+    """The keys that the evaluators of a config give; None if one of them is not known here.
+
+    Example:
+        >>> metrics_of(Config(dict(val_evaluator=dict(type='IoUMetric', iou_metrics=['mIoU']))))
+        ['aAcc', 'mIoU', 'mAcc']
+    """
+    evaluators = cfg.get('val_evaluator') or []
+    keys = []
+    for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
+        kind = evaluator.get('type')
+        if kind == 'IoUMetric':
+            own = dict(mIoU=['mIoU', 'mAcc'], mDice=['mDice', 'mAcc'], mFscore=['mFscore', 'mPrecision', 'mRecall'])
+            keys += ['aAcc'] + [key for name in evaluator.get('iou_metrics', ['mIoU']) for key in own.get(name, [])]
+        elif kind == 'CocoMetric':
+            wanted = evaluator.get('metric', 'bbox')
+            wanted = [wanted] if isinstance(wanted, str) else wanted
+            keys += [f'coco/{name}_{key}' for name in wanted for key in _DETECTION if name != 'proposal_fast']
+        else:
+            return None
+    return list(dict.fromkeys(keys))
+
+
+class Progress(NamedTuple):
+    """How far a run is: ``'finished'``, ``'failed'``, ``'unfinished'`` or ``'not started'``, and its figures."""
+
+    status: str
+    iteration: int
+    value: float | None
+    curve: dict[int, float]
+    losses: dict[int, float]
+    reason: str = ''
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a variant with a seed, in a folder of its own."""
+
+    variant: Variant
+    seed: int
+    folder: str
+
+    @property
+    def config_path(self) -> str:
+        """Where its config is written."""
+        return osp.join(self.folder, 'config.py')
+
+    @property
+    def _outcome_path(self) -> str:
+        return osp.join(self.folder, 'outcome.json')
+
+    def outcome(self) -> dict | None:
+        """How it ended, None if it did not."""
+        return _read_json(self._outcome_path)
+
+    def write_outcome(self, status: str, reason: str = '') -> None:
+        """Notes how it ended."""
+        write_atomically(self._outcome_path, json.dumps(dict(status=status, reason=reason)))
+
+    def progress(self, metric: str) -> Progress:
+        """What its files say."""
+        evaluations = _read_json(osp.join(self.folder, 'evaluations.json')) or {}
+        curve = {int(step): numbers[metric] for step, numbers in evaluations.items() if metric in numbers}
+        losses = self._losses()
+        iteration = max([*curve, *losses, 0])
+        outcome = self.outcome()
+        if outcome is None:
+            status = 'unfinished' if iteration else 'not started'
+            return Progress(status, iteration, None, curve, losses)
+        value = curve[max(curve)] if outcome['status'] == 'finished' and curve else None
+        if outcome['status'] == 'finished' and value is None:
+            return Progress('failed', iteration, None, curve, losses, f'no evaluation gave {metric}')
+        return Progress(outcome['status'], iteration, value, curve, losses, outcome['reason'])
+
+    def _losses(self) -> dict[int, float]:
+        losses = {}
+        for path in sorted(glob(osp.join(escape(self.folder), '*', 'vis_data', 'scalars.json'))):
+            with open(path) as file:
+                for line in file:
+                    try:
+                        entry = json.loads(line)
+                    except json.JSONDecodeError:  # the line that a kill cut off
+                        continue
+                    if 'loss' in entry:
+                        losses[entry['step']] = entry['loss']
+        return losses
+
+
+def _read_json(path: str) -> dict | None:
+    try:
+        with open(path, encoding='utf-8') as file:
+            return json.load(file)
+    except FileNotFoundError:
+        return None
+
+
+class Difference(NamedTuple):
+    """A mean with its confidence interval; the interval is None for a single pair."""
+
+    mean: float
+    interval: tuple[float, float] | None
+    pairs: int
+
+
+def paired_difference(values: Sequence[float], base: Sequence[float], confidence: float = 0.95) -> Difference:
+    """The mean of the pairs' differences, with the interval of Student's t.
+
+    Args:
+        values (Sequence[float]): Figures of one model, a seed each.
+        base (Sequence[float]): Those of the other, in the same order.
+        confidence (float): Defaults to 0.95.
+
+    Raises:
+        ValueError: If there are no pairs.
+
+    Example:
+        >>> difference = paired_difference([41.2, 41.7, 40.8], [39.3, 38.1, 39.9])
+        >>> print(f'{difference.mean:.2f}, {difference.interval[0]:.2f} to {difference.interval[1]:.2f}')
+        2.13, -1.24 to 5.51
+    """
+    if not values or len(values) != len(base):
+        raise ValueError(f'{len(values)} and {len(base)} values are no pairs')
+    differences = [value - other for value, other in zip(values, base)]
+    mean = statistics.mean(differences)
+    count = len(differences)
+    if count < 2:
+        return Difference(mean, None, count)
+    half = stats.t.ppf((1 + confidence) / 2, count - 1) * statistics.stdev(differences) / math.sqrt(count)
+    return Difference(mean, (mean - half, mean + half), count)

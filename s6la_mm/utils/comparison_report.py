@@ -1,0 +1,193 @@
+"""The report of a comparison: tables, curves, settings, and what did not finish."""
+
+from __future__ import annotations
+
+import json
+import os
+import os.path as osp
+import platform
+import statistics
+from collections.abc import Sequence
+from importlib import import_module
+
+import torch
+
+from .benchmark import describe_device, paired_ratios
+from .comparison import Plan, Progress, Run, paired_difference
+from .files import write_atomically
+
+_PACKAGES = ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 's6la_mm')
+
+
+def write_report(plan: Plan, runs: Sequence[Run], costs: dict | None, folder: str, command: str) -> str:
+    """Writes ``README.md``, ``curves.png`` and ``results.json``.
+
+    Args:
+        plan (Plan): The plan.
+        runs (Sequence[Run]): All its runs, in whatever state.
+        costs (dict, optional): What tools/compare.py measured.
+        folder (str): Where the files go; made if it is missing.
+        command (str): The command line, for the report.
+
+    Returns:
+        str: The tables, as in the report.
+    """
+    os.makedirs(folder, exist_ok=True)
+    table: dict[str, dict[int, Progress]] = {variant.name: {} for variant in plan.variants}
+    for run in runs:
+        table[run.variant.name][run.seed] = run.progress(plan.metric)
+    tables = '\n'.join([*_results(plan, table, costs), '', *_seeds(plan, table)])
+    problems = _problems(table)
+    text = [f'# {plan.title}', '', plan.notes, '', tables, '', '![curves](curves.png)', '']
+    if problems:
+        text += ['## Not finished', '', *problems, '']
+    text += ['## Settings', '', *_settings(plan, costs, command)]
+    draw_curves(plan, table, osp.join(folder, 'curves.png'))
+    write_atomically(osp.join(folder, 'README.md'), '\n'.join(text).replace('\n\n\n', '\n\n') + '\n')
+    results = dict(
+        metric=plan.metric,
+        reference=plan.reference,
+        versions=_versions(),
+        runs=[
+            dict(name=name, seed=seed, **progress._asdict())
+            for name, by in table.items()
+            for seed, progress in by.items()
+        ],
+        costs=costs,
+    )
+    write_atomically(osp.join(folder, 'results.json'), json.dumps(results, indent=1) + '\n')
+    return '\n'.join([tables, *problems])
+
+
+def _results(plan: Plan, table: dict[str, dict[int, Progress]], costs: dict | None) -> list[str]:
+    head = ['model', 'runs', f'{plan.metric}, mean ± sd', f'minus {plan.reference} [95 % interval]']
+    if costs:
+        head += ['parameters', 'GFLOPs', 's / step', f'step / {plan.reference} [min .. max]', 'peak memory']
+    rows = [head, ['---'] * len(head)]
+    base = {seed: progress.value for seed, progress in table[plan.reference].items() if progress.value is not None}
+    for name, by_seed in table.items():
+        values = {seed: progress.value for seed, progress in by_seed.items() if progress.value is not None}
+        cells = [name, f'{len(values)} of {len(plan.seeds)}', _mean(list(values.values()))]
+        cells.append(_difference(values, base) if name != plan.reference else '')
+        if costs:
+            cells += _cost_cells(costs['models'], name, plan.reference)
+        rows.append(cells)
+    return ['| ' + ' | '.join(row) + ' |' for row in rows]
+
+
+def _mean(values: list[float]) -> str:
+    if not values:
+        return '–'
+    spread = f' ± {_number(statistics.stdev(values))}' if len(values) > 1 else ''
+    return _number(statistics.mean(values)) + spread
+
+
+def _difference(values: dict[int, float], base: dict[int, float]) -> str:
+    seeds = sorted(values.keys() & base.keys())
+    if not seeds:
+        return '–'
+    difference = paired_difference([values[seed] for seed in seeds], [base[seed] for seed in seeds])
+    interval = difference.interval
+    spread = f' [{_number(interval[0], True)}, {_number(interval[1], True)}]' if interval else ''
+    return _number(difference.mean, True) + spread + (f' ({len(seeds)} pairs)' if len(seeds) < len(values) else '')
+
+
+def _number(value: float, signed: bool = False) -> str:
+    """mIoU comes in percent, box AP as a fraction: two digits of a percent either way."""
+    return (
+        f'{value:{"+" if signed else ""}.2f}'
+        if abs(value) >= 1 or value == 0
+        else f'{value:{"+" if signed else ""}.4f}'
+    )
+
+
+def _cost_cells(models: dict, name: str, reference: str) -> list[str]:
+    own, base = models[name], models[reference]
+    ratios = paired_ratios(own['seconds'], base['seconds'])
+    return [
+        f'{own["parameters"] / 1e6:.2f} M',
+        f'{own["flops"] / 1e9:.2f}',
+        f'{statistics.median(own["seconds"]):.3f}',
+        str(ratios) if name != reference else '',
+        f'{own["memory"] / 2**20:.0f} MiB',
+    ]
+
+
+def _seeds(plan: Plan, table: dict[str, dict[int, Progress]]) -> list[str]:
+    rows = [['model', *(f'seed {seed}' for seed in plan.seeds)], ['---'] * (len(plan.seeds) + 1)]
+    for name, by_seed in table.items():
+        cells = [by_seed[seed] for seed in plan.seeds]
+        rows.append([name, *(_number(c.value) if c.value is not None else c.status for c in cells)])
+    return ['| ' + ' | '.join(row) + ' |' for row in rows]
+
+
+def _problems(table: dict[str, dict[int, Progress]]) -> list[str]:
+    return [
+        f'- {name}, seed {seed}: {progress.status} at iteration {progress.iteration}'
+        + (f': {progress.reason}' if progress.reason else '')
+        for name, by_seed in table.items()
+        for seed, progress in by_seed.items()
+        if progress.status != 'finished'
+    ]
+
+
+def _versions() -> dict[str, str]:
+    versions = {'python': platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = import_module(name).__version__
+        except ImportError:
+            versions[name] = 'not installed'
+    return versions
+
+
+def _settings(plan: Plan, costs: dict | None, command: str) -> list[str]:
+    device = costs['device'] if costs else ('cuda' if torch.cuda.is_available() else 'cpu')
+    threads = f', {costs["threads"]} threads' if costs else ''
+    lines = [
+        f'- Command: `{command}`',
+        f'- Hardware: {describe_device(device)}{threads}',
+        '- Versions: ' + ', '.join(f'{name} {version}' for name, version in _versions().items()),
+        f'- Seeds: {", ".join(map(str, plan.seeds))}',
+    ]
+    if costs:
+        height, width = plan.shape
+        rounds = len(costs['models'][plan.reference]['seconds'])
+        lines.append(
+            f'- Parameters, FLOPs (a multiply-add is one) and steps are of whole models; FLOPs of an image of {height} '
+            f'× {width}; s / step: median of {rounds} training steps with random images of that size, in alternating '
+            'rounds; peak memory of such steps, weights and optimizer included'
+        )
+    for variant in plan.variants:
+        lines.append(f'- {variant.name}: `{osp.basename(variant.config)}`' + _from(variant.start))
+        lines += [f'  - `{key} = {value!r}`' for key, value in variant.cfg_options.items()]
+    return lines
+
+
+def _from(start: str | None) -> str:
+    return f', from the weights of {start} with the same seed' if start else ''
+
+
+def draw_curves(plan: Plan, table: dict[str, dict[int, Progress]], path: str) -> None:
+    """Draws the metric (mean and range of the seeds) and the loss over the iterations."""
+    import matplotlib
+
+    matplotlib.use('Agg')  # no display needed; before pyplot
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
+    for name, by_seed in table.items():
+        for axis, curves in zip(axes, ([p.curve for p in by_seed.values()], [p.losses for p in by_seed.values()])):
+            curves = [curve for curve in curves if curve]
+            steps = sorted({step for curve in curves for step in curve})
+            groups = [[curve[step] for curve in curves if step in curve] for step in steps]
+            (line,) = axis.plot(steps, [statistics.mean(group) for group in groups], label=name, marker='.', ms=4)
+            axis.fill_between(
+                steps, [min(g) for g in groups], [max(g) for g in groups], alpha=0.15, color=line.get_color()
+            )
+    for axis, title in zip(axes, (f'validation {plan.metric}', 'training loss')):
+        axis.set(xlabel='iteration', title=f'{title}: mean and range of the seeds')
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
