@@ -59,10 +59,11 @@ class StateRead(nn.Conv2d):
             Tensor: The read, plus ``out`` if it is given, (batch, channels, H', W').
         """
         if out is None:
-            return self._read(h)
-        return out if self._accumulate(h, out) else self._read(h).add_(out)
+            return self.contribution(h)
+        return out if self._accumulate(h, out) else self.contribution(h).add_(out)
 
-    def _read(self, h: Tensor) -> Tensor:
+    def contribution(self, h: Tensor) -> Tensor:
+        """What is read, (batch, channels, H', W'), without the block's own convolution."""
         if self.kernel_size == (1, 1):
             # The same numbers as a strided 1 × 1 convolution, which corrupts the heap on the CPU in torch 2.13 (its
             # backward pass, channels last, fewer than 8 channels, no AVX-512).

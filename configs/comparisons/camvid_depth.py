@@ -1,0 +1,17 @@
+# Does the gain grow with depth?
+_base_ = './_base_/camvid_half.py'
+title = 'CamVid at half resolution, UperNet from scratch: depths 18, 34, 50'
+reference = 'ResNet-18'
+seeds = [0, 1, 2]
+plain = dict(_delete_=True, type='mmdet.ResNet', norm_eval=False, zero_init_residual=False)
+state = dict(_delete_=True, type='S6LAResNet', norm_eval=False, zero_init_residual=False)
+wide = {'model.decode_head.in_channels': [256, 512, 1024, 2048], 'model.auxiliary_head.in_channels': 1024}
+runs = [
+    dict(name='ResNet-18', cfg_options={'model.backbone': dict(depth=18, **plain)}),
+    dict(name='S6LA-ResNet-18', cfg_options={'model.backbone': dict(depth=18, **state)}),
+    dict(name='ResNet-34', cfg_options={'model.backbone': dict(depth=34, **plain)}),
+    dict(name='S6LA-ResNet-34', cfg_options={'model.backbone': dict(depth=34, **state)}),
+    dict(name='ResNet-50', cfg_options={'model.backbone': dict(depth=50, **plain), **wide}),
+    dict(name='S6LA-ResNet-50', cfg_options={'model.backbone': dict(depth=50, **state), **wide}),
+]
+del plain, state, wide

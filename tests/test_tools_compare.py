@@ -1,0 +1,105 @@
+"""tools/compare.py and tools/analyze_state.py as a user calls them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from test_tools import TINY
+from tool_runner import ROOT, TOOLS, check, environment, run
+
+BASE = ROOT / 'configs/quickstart/retinanet_s6la-r18_shapes.py'
+PLAN = """
+config = 'tiny.py'
+metric = 'coco/bbox_mAP'
+seeds = [3]
+shape = (64, 64)
+cfg_options = {'train_cfg.val_interval': 4}
+runs = [
+    dict(name='S6LA'),
+    dict(name='later', start='S6LA', cfg_options={'train_cfg.max_iters': 2}),
+    dict(name='diverges', cfg_options={'optim_wrapper.optimizer.lr': 1e30, 'param_scheduler': None}),
+    dict(name='after', start='diverges'),
+]
+"""
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """A plan, its config and data."""
+    folder = tmp_path_factory.mktemp('compare')
+    config = TINY.format(base=str(BASE)).replace('dict(test_cfg=dict(rcnn=dict(score_thr=0.0)))', 'dict()')
+    (folder / 'tiny.py').write_text(config)
+    (folder / 'plan.py').write_text(PLAN)
+    return folder
+
+
+@pytest.mark.slow
+def test_stopped_resumed_and_reported(folder):
+    """A signal in the first run, then all of them, one after the failure of another; then only the report."""
+    data = dict(S6LA_SHAPES_ROOT=str(folder / 'shapes'))
+    command = (folder / 'plan.py', '--out', folder / 'out', '--rounds', '1')
+    process = subprocess.Popen(
+        [sys.executable, TOOLS / 'compare.py', *command],
+        env=environment(**data),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    log = folder / 'out/S6LA/seed_3/output.txt'
+    for _ in range(1200):
+        if (log.exists() and 'Iter(train)' in log.read_text()) or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 75 and 'stopped: the same command goes on' in output, output
+    assert '- S6LA, seed 3: unfinished at iteration ' in output
+
+    result = run('compare.py', *command, '--jobs', 2, **data)
+    output = result.stdout + result.stderr
+    assert result.returncode == 1, output  # two have failed
+    assert log.read_text().count('resumed epoch: 0, iter: ') == 1
+    results = json.loads((folder / 'out/report/results.json').read_text())
+    by_name = {run['name']: run for run in results['runs']}
+    states = {name: run['status'] for name, run in by_name.items()}
+    assert states == dict(S6LA='finished', later='finished', diverges='failed', after='failed')
+    assert 'finite' in by_name['diverges']['reason'] and 'diverges, from which it starts' in by_name['after']['reason']
+    assert 'Load checkpoint from' in (folder / 'out/later/seed_3/output.txt').read_text()
+    assert all(run['seconds'] and run['memory'] > 0 for run in results['costs']['models'].values())
+
+    report = run('compare.py', *command, '--report-only', '--report', folder / 'again', **data)
+    assert report.returncode == 1
+    again = json.loads((folder / 'again/results.json').read_text())
+    assert again['runs'] == results['runs']
+
+    (folder / 'plan.py').write_text(PLAN.replace("'train_cfg.max_iters': 2", "'train_cfg.max_iters': 3"))
+    (folder / 'out/later/seed_3/outcome.json').unlink()
+    result = run('compare.py', *command, **data)
+    assert result.returncode == 1 and 'has a run of another config' in result.stderr
+
+
+def test_plan_that_cannot_work_names_it_before_the_first_run(folder, tmp_path):
+    plan = folder / 'wrong.py'
+    plan.write_text(PLAN + "runs = [dict(name='S6LA'), dict(name='x', cfg_options={'model.backbone.state_dim': 0})]\n")
+    result = run('compare.py', plan, '--out', tmp_path / 'out', S6LA_SHAPES_ROOT=str(folder / 'shapes'))
+    assert result.returncode == 1 and 'error: the model of x cannot be built: ' in result.stderr
+    assert 'state_dim=0' in result.stderr and not (tmp_path / 'out').exists()
+
+
+@pytest.mark.slow
+def test_analyze_state(folder):
+    data = dict(S6LA_SHAPES_ROOT=str(folder / 'shapes'))
+    check(run('train.py', folder / 'tiny.py', '--work-dir', folder / 'trained', **data))
+    checkpoint, images = folder / 'trained/iter_4.pth', folder / 'shapes/val'
+    out = folder / 'state'
+    output = check(run('analyze_state.py', folder / 'tiny.py', checkpoint, images, '--out-dir', out, **data))
+    assert f'Page: {out}/index.html' in output and output.count('holds') == 7
+    assert {path.name for path in out.iterdir()} >= {'index.html', 'analysis.json', 'maps_1.png', 'decay.png'}
+    plain = ('--cfg-options', 'model.backbone.type=mmdet.ResNet')
+    result = run('analyze_state.py', folder / 'tiny.py', checkpoint, images, *plain, '--out-dir', out, **data)
+    assert result.returncode == 1 and 'ResNet carries no state' in result.stderr
