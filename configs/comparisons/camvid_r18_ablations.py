@@ -9,6 +9,9 @@ runs = [
     dict(name='state_dim 64', cfg_options={'model.backbone.state_dim': 64}),
     dict(name='zoh', cfg_options={'model.backbone.discretization': 'zoh'}),
     dict(name='no input norm', cfg_options={'model.backbone.input_norm': None}),
+    dict(name='cell per block', cfg_options={'model.backbone.shared_cell': False}),
+    dict(name='reads start at Kaiming', cfg_options={'model.backbone.read_init': 'kaiming'}),
+    dict(name='initial state zero', cfg_options={'model.backbone.learned_initial_state': False}),
     dict(name='stages 1, 2', cfg_options={'model.backbone.stage_with_state': (True, True, False, False)}),
     dict(name='stages 3, 4', cfg_options={'model.backbone.stage_with_state': (False, False, True, True)}),
 ]

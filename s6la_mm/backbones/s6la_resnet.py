@@ -20,9 +20,9 @@ from ..layers import S6LAMapCell, StateRead, pool_state
 class _StateBlock:
     """What a residual block gains: a read of the state beside its first convolution."""
 
-    def __init__(self, *args, state_dim: int, **kwargs) -> None:
+    def __init__(self, *args, state_dim: int, read_init: str, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self.read = StateRead(state_dim, self.conv1)
+        self.read = StateRead(state_dim, self.conv1, read_init)
 
     def forward(self, x: Tensor, h: Tensor, out: Tensor | None = None) -> Tensor:
         """Computes the block's output; ``out`` is ``conv1(x)``, where the caller has it."""
@@ -87,8 +87,8 @@ class S6LAResNet(PretrainedMixin, ResNet):
 
     A state h of ``state_dim`` channels is created in ``forward``, read by the first convolution of every block and
     written by one cell per stage after every block, except the last one, which nobody reads after. The readers
-    start at zero, so a new network computes what the plain network computes; all parameters of the plain network keep
-    their names and shapes, and plain checkpoints load through ``init_cfg``.
+    start at zero, so that a new network computes what the plain network computes; all parameters of the plain network
+    keep their names and shapes, and plain checkpoints load through ``init_cfg``.
 
     Every option of :class:`mmdet.models.ResNet` keeps its meaning: ``style``, ``deep_stem``, ``avg_down``, ``strides``,
     ``dilations``, ``out_indices``, ``frozen_stages`` (which freezes the readers and the cell of a stage with it),
@@ -100,6 +100,11 @@ class S6LAResNet(PretrainedMixin, ResNet):
         state_dim (int): Channels N of the state. Defaults to 32.
         discretization (str): ``'euler'`` or ``'zoh'``. Defaults to ``'euler'``.
         input_norm (str, optional): Norm of what is written, ``'rms'`` or None. Defaults to ``'rms'``.
+        shared_cell (bool): One cell for all blocks of a stage, as an SSM shares its projections over time; else one for
+            each block. Defaults to True.
+        read_init (str): ``'zero'``, or ``'kaiming'``, with which the network does not start as the plain one. Defaults
+            to ``'zero'``.
+        learned_initial_state (bool): Train h⁰; else it stays zero. Defaults to True.
         stage_with_state (Sequence[bool], optional): Which stages read and write; the state is carried through the
             others. Defaults to all.
         out_state (bool): Return the state, (batch, N, H, W) at the last stage's resolution, after the feature maps.
@@ -133,6 +138,9 @@ class S6LAResNet(PretrainedMixin, ResNet):
         state_dim: int = 32,
         discretization: str = 'euler',
         input_norm: str | None = 'rms',
+        shared_cell: bool = True,
+        read_init: str = 'zero',
+        learned_initial_state: bool = True,
         stage_with_state: Sequence[bool] | None = None,
         out_state: bool = False,
         groups: int = 1,
@@ -144,9 +152,12 @@ class S6LAResNet(PretrainedMixin, ResNet):
         if stage_with_state is None:
             stage_with_state = (True,) * kwargs.get('num_stages', 4)
         own = dict(depth=depth, state_dim=state_dim, stage_with_state=stage_with_state, multi_grid=multi_grid)
+        own |= dict(read_init=read_init)
         _check_options(self.arch_settings, kwargs | own | dict(groups=groups, base_width=base_width))
         # The base class builds the stages in its constructor and needs these there.
         self.state_dim = state_dim
+        self.read_init = read_init
+        self.shared_cell = shared_cell
         self.stage_with_state = tuple(stage_with_state)
         self.out_state = out_state
         self.groups = groups
@@ -154,16 +165,14 @@ class S6LAResNet(PretrainedMixin, ResNet):
         self.multi_grid = multi_grid
         self.contract_dilation = contract_dilation
         super().__init__(depth, **kwargs)
-        self.initial_state = nn.Parameter(torch.zeros(state_dim))
-        self.cells = ModuleDict(
-            {
-                name: S6LAMapCell(
-                    self.base_channels * 2**stage * self.block.expansion, state_dim, discretization, input_norm
-                )
-                for stage, name in enumerate(self.res_layers)
-                if any(self._writes(stage, block) for block in range(self.stage_blocks[stage]))
-            }
-        )
+        self.initial_state = nn.Parameter(torch.zeros(state_dim), requires_grad=learned_initial_state)
+        self.cells = ModuleDict()
+        for stage in range(self.num_stages):
+            channels = self.base_channels * 2**stage * self.block.expansion
+            for block in range(self.stage_blocks[stage]):
+                key = self._cell_of(stage, block)
+                if key is not None and key not in self.cells:
+                    self.cells[key] = S6LAMapCell(channels, state_dim, discretization, input_norm)
         self._freeze_stages()
 
     def make_res_layer(self, block: type, **kwargs) -> ResLayer:
@@ -175,7 +184,7 @@ class S6LAResNet(PretrainedMixin, ResNet):
         stage = len(self.res_layers)
         if self.stage_with_state[stage]:
             block = _STATE_BLOCKS[block]
-            kwargs.update(state_dim=self.state_dim)
+            kwargs.update(state_dim=self.state_dim, read_init=self.read_init)
         multi_grid = self.multi_grid if stage == self.num_stages - 1 else None
         if multi_grid is None and not (self.contract_dilation and kwargs['dilation'] > 1):
             return ResLayer(block=block, **kwargs)
@@ -190,11 +199,18 @@ class S6LAResNet(PretrainedMixin, ResNet):
         is_last_reader = block == self.stage_blocks[stage] - 1 and not any(self.stage_with_state[stage + 1 :])
         return self.out_state or not is_last_reader
 
+    def _cell_of(self, stage: int, block: int) -> str | None:
+        """Name of the cell that writes a block's output, if it is written."""
+        if not self._writes(stage, block):
+            return None
+        return self.res_layers[stage] if self.shared_cell else f'{self.res_layers[stage]}_{block}'
+
     def _freeze_stages(self) -> None:
         super()._freeze_stages()
         if not hasattr(self, 'cells'):  # the base constructor calls this before they exist, ours once they do
             return
-        frozen = [name for name in self.res_layers[: max(self.frozen_stages, 0)] if name in self.cells]
+        stages = self.res_layers[: max(self.frozen_stages, 0)]
+        frozen = [name for name in self.cells if name.partition('_')[0] in stages]
         for name in frozen:
             self.cells[name].requires_grad_(False)
         if frozen:
@@ -219,19 +235,20 @@ class S6LAResNet(PretrainedMixin, ResNet):
         x = self.maxpool(x)
         h = self.initial_state.view(1, -1, 1, 1).expand(x.shape[0], -1, *x.shape[2:])
         outs = []
-        cell = composed = None  # of the stage of x, where x is still to be written
+        composed = {key: cell.compose() for key, cell in self.cells.items()}
+        key = None  # of the cell by which x is still to be written
         for stage, name in enumerate(self.res_layers):
-            own = (self.cells[name], self.cells[name].compose()) if name in self.cells else (None, None)
             for index, block in enumerate(getattr(self, name)):
+                write = (None, None) if key is None else (self.cells[key], composed[key])
                 if self.with_cp and torch.is_grad_enabled():
-                    x, h = cp.checkpoint(self._layer, block, cell, composed, x, h, use_reentrant=False)
+                    x, h = cp.checkpoint(self._layer, block, *write, x, h, use_reentrant=False)
                 else:
-                    x, h = self._layer(block, cell, composed, x, h)
-                cell, composed = own if self._writes(stage, index) else (None, None)
+                    x, h = self._layer(block, *write, x, h)
+                key = self._cell_of(stage, index)
             if stage in self.out_indices:
                 outs.append(x)
         if self.out_state:
-            outs.append(h if cell is None else cell(x, h, composed))
+            outs.append(h if key is None else self.cells[key](x, h, composed[key]))
         return tuple(outs)
 
     @staticmethod
@@ -272,6 +289,7 @@ def _check_options(arch_settings: dict, options: dict) -> None:
     for name in ('strides', 'dilations', 'stage_with_state') + (('stage_with_dcn',) if options['dcn'] else ()):
         is_sequence = isinstance(options[name], Sequence)
         require(is_sequence and len(options[name]) == num_stages, name, f'a sequence of length num_stages={num_stages}')
+    require(options['read_init'] in ('zero', 'kaiming'), 'read_init', "'zero' or 'kaiming'")
     require(any(options['stage_with_state']), 'stage_with_state', "True somewhere (else use mmdet's ResNet)")
     stages = tuple(range(num_stages))
     chosen = set(options['out_indices'])

@@ -184,7 +184,8 @@ def definition(network, x, options):
             h = torch.stack(pooled, dim=-1).view(*h.shape[:2], *x.shape[2:])
             is_last = stage == last_reader and index == len(layer) - 1
             if carried and (options.get('out_state') or not is_last):
-                h = write(network.cells[f'layer{stage + 1}'], x, h)
+                of_block = '' if options.get('shared_cell', True) else f'_{index}'
+                h = write(network.cells[f'layer{stage + 1}{of_block}'], x, h)
         if stage in network.out_indices:
             outs.append(x)
     return (*outs, h) if options.get('out_state') else tuple(outs)
@@ -205,6 +206,8 @@ def write(cell, x, h):
     [
         dict(depth=18),
         dict(depth=18, out_state=True, discretization='zoh', input_norm=None),
+        dict(depth=18, shared_cell=False),
+        dict(depth=50, shared_cell=False, out_state=True, stage_with_state=(True, False, True, False)),
         dict(depth=34, stage_with_state=(False, True, False, False)),
         dict(depth=18, stage_with_state=(True, False, False, True), out_state=True),
         dict(depth=18, stage_with_state=(True, True, False, False), out_state=True),
@@ -327,6 +330,7 @@ PLUGIN = dict(cfg=dict(type='ECALayer'), position='after_conv3')
         (dict(state_dim='32'), "state_dim='32'.*positive integer"),
         (dict(discretization='tustin'), "discretization='tustin'.*euler.*zoh"),
         (dict(input_norm='bn'), "input_norm='bn'.*rms.*None"),
+        (dict(read_init='one'), "read_init='one'.*zero.*kaiming"),
         (dict(stage_with_state=(True, True)), r'stage_with_state=\(True, True\).*num_stages=4'),
         (
             dict(stage_with_state=(False,) * 4),

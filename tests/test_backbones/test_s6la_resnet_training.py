@@ -104,6 +104,8 @@ def test_every_trainable_parameter_gets_a_gradient_with_fewer_stages(num_stages,
         dict(depth=50, plugins=[dict(cfg=dict(type='ECALayer'), position='after_conv3')]),
         dict(depth=50, dcn=dict(type='DCNv2', deform_groups=1), stage_with_dcn=(False, True, False, False)),
         dict(depth=34, with_cp=True, out_state=True, frozen_stages=2),
+        dict(depth=18, shared_cell=False, frozen_stages=1),
+        dict(depth=18, shared_cell=False, read_init='kaiming', learned_initial_state=False, with_cp=True),
     ],
     ids=str,
 )
@@ -283,6 +285,18 @@ def test_init_weights_leaves_the_state_parameters_to_s6la(init_cfg):
             dt = nn.functional.softplus(module.dt_bias)
             assert dt.min() >= 0.999e-3 and dt.max() <= 1.001e-1
             assert module.in_proj.weight.abs().max() <= 1 / math.sqrt(module.in_proj.in_channels)
+
+
+def test_reads_that_start_at_kaiming():
+    """As torch's own initialiser has it, after a parent's init_cfg too; and h⁰ stays where it is."""
+    torch.manual_seed(0)
+    network = S6LAResNet(18, base_channels=32, read_init='kaiming', learned_initial_state=False)
+    network.init_weights()
+    for name, module in network.named_modules():
+        if isinstance(module, StateRead):
+            expected = math.sqrt(2 / (module.out_channels * 9))
+            assert module.weight.std().item() == pytest.approx(expected, rel=0.05), name
+    assert not network.initial_state.requires_grad and network.initial_state.eq(0).all()
 
 
 def test_no_state_is_kept_between_calls():
