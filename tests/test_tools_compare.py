@@ -22,7 +22,9 @@ cfg_options = {'train_cfg.val_interval': 4}
 runs = [
     dict(name='S6LA'),
     dict(name='later', start='S6LA', cfg_options={'train_cfg.max_iters': 2}),
-    dict(name='diverges', cfg_options={'optim_wrapper.optimizer.lr': 1e30, 'param_scheduler': None}),
+    dict(name='diverges', cfg_options={
+        'optim_wrapper.optimizer.lr': 1e30, 'param_scheduler': None,
+        'custom_hooks': [dict(type='NonFiniteHook', max_consecutive=1)]}),
     dict(name='after', start='diverges'),
 ]
 """
@@ -32,7 +34,7 @@ runs = [
 def folder(tmp_path_factory):
     """A plan, its config and data."""
     folder = tmp_path_factory.mktemp('compare')
-    config = TINY.format(base=str(BASE)).replace('dict(test_cfg=dict(rcnn=dict(score_thr=0.0)))', 'dict()')
+    config = TINY.format(base=str(BASE)).replace('dict(rcnn=dict(score_thr=0.0))', 'dict(score_thr=0.0)')
     (folder / 'tiny.py').write_text(config)
     (folder / 'plan.py').write_text(PLAN)
     return folder

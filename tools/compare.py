@@ -80,13 +80,15 @@ def prepare(run: Run, start: Run | None) -> None:
     """Writes the config of a run.
 
     Raises:
-        UsageError: If its folder holds a run of another config.
+        UsageError: If its folder holds a run of another config, or the run that it starts from has no checkpoint.
     """
     cfg = run.variant.build_config()
     cfg.randomness = dict(cfg.get('randomness', {}), seed=run.seed)
     cfg.work_dir = run.folder
     if start is not None:
         cfg.load_from = find_last_good(start.folder)
+        if cfg.load_from is None:
+            raise UsageError(f'{start.folder} has no checkpoint any more, from which {run.variant.name} starts')
     if not osp.exists(run.config_path):
         os.makedirs(run.folder, exist_ok=True)
         write_atomically(run.config_path, cfg.pretty_text)
@@ -127,25 +129,31 @@ def is_due(run: Run, retry: bool) -> bool:
 
 def train_all(plan: Plan, runs: list[Run], args: argparse.Namespace) -> bool:
     """Trains what is due, ``--jobs`` at a time; False if a signal stopped it."""
+    stopped: list[int] = []
+    active: list[tuple[subprocess.Popen, Run, int | None]] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = [signal.signal(number, lambda number, _: stopped.append(number)) for number in numbers]
+    try:
+        _train_all(plan, runs, args, active, stopped)
+    finally:
+        for process, _, _ in active:
+            process.send_signal(signal.SIGTERM)  # which saves a checkpoint
+        for process, _, _ in active:
+            process.wait()
+        for number, handler in zip(numbers, handlers):
+            signal.signal(number, handler)
+    return not stopped
+
+
+def _train_all(plan: Plan, runs: list[Run], args: argparse.Namespace, active: list[tuple], stopped: list[int]) -> None:
     by_key = {(run.variant.name, run.seed): run for run in runs}
     waiting = [run for run in runs if is_due(run, args.retry)]
     free = [index % torch.cuda.device_count() if torch.cuda.is_available() else None for index in range(args.jobs)]
-    active: list[tuple[subprocess.Popen, Run, int | None]] = []
-    stopped: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: stopped.append(number))
-    while waiting or active:
-        if stopped:
-            for process, _, _ in active:
-                process.send_signal(signal.SIGTERM)  # which saves a checkpoint
-            for process, _, _ in active:
-                process.wait()
+    while (waiting or active) and not stopped:
         for entry in [entry for entry in active if entry[0].poll() is not None]:
             active.remove(entry)
             free.append(entry[2])
             finish(entry[1], entry[0].returncode, plan.metric)
-        if stopped:
-            return False
         ready = [run for run in waiting if is_ready(run, by_key)]
         while ready and free:
             run = ready.pop(0)
@@ -155,10 +163,10 @@ def train_all(plan: Plan, runs: list[Run], args: argparse.Namespace) -> bool:
                 run.write_outcome('failed', f'{start.variant.name}, from which it starts, has failed')
                 continue
             prepare(run, start)
-            active.append((launch(run, free[0], args.threads), run, free.pop(0)))
+            device = free.pop(0)
+            active.append((launch(run, device, args.threads), run, device))
             print(f'{time.strftime("%H:%M:%S")} {run.variant.name}, seed {run.seed}: started', flush=True)
         time.sleep(0.2)
-    return True
 
 
 def is_ready(run: Run, by_key: dict[tuple[str, int], Run]) -> bool:

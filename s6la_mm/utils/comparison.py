@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import os.path as osp
 import statistics
 from collections.abc import Sequence
@@ -200,8 +201,8 @@ class Run:
 
     @property
     def config_path(self) -> str:
-        """Where its config is written."""
-        return osp.join(self.folder, 'config.py')
+        """Where its config is written: beside the folder, into which the training writes what it made of it."""
+        return f'{self.folder}.py'
 
     @property
     def _outcome_path(self) -> str:
@@ -212,7 +213,8 @@ class Run:
         return _read_json(self._outcome_path)
 
     def write_outcome(self, status: str, reason: str = '') -> None:
-        """Notes how it ended."""
+        """Notes how it ended; a run may fail before it has a folder."""
+        os.makedirs(self.folder, exist_ok=True)
         write_atomically(self._outcome_path, json.dumps(dict(status=status, reason=reason)))
 
     def progress(self, metric: str) -> Progress:

@@ -92,6 +92,11 @@ def test_child_reports_its_end():
     assert 'MALLOC_MMAP_THRESHOLD_' not in os.environ
 
 
+def run_examples() -> doctest.TestResults:
+    return doctest.testmod(benchmark)
+
+
 def test_examples():
-    results = doctest.testmod(benchmark)
+    """In a process of its own, as one of them measures memory."""
+    results = run_in_child(run_examples)
     assert results.attempted > 0 and results.failed == 0
