@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import glob
-import json
 import os
 import os.path as osp
 import random
@@ -25,6 +24,7 @@ import torch
 import s6la_mm  # noqa: F401  (allow-lists what checkpoints hold)
 from s6la_mm.engine import find_last_good, problem_of
 from s6la_mm.utils.files import temporary_name
+from s6la_mm.utils.logs import read_losses
 
 TOOLS = osp.dirname(osp.abspath(__file__))
 KINDS = ('iteration', 'evaluation', 'saving')
@@ -143,21 +143,6 @@ def wait_for(job: Job, kind: str, rng: random.Random) -> bool:
     return False
 
 
-def losses(work_dir: str) -> list[tuple[int, float]]:
-    """All logged (iteration, loss) of a run with its resumes."""
-    found = []
-    for path in sorted(glob.glob(osp.join(work_dir, '*', 'vis_data', 'scalars.json'))):
-        with open(path) as file:
-            for line in file:
-                try:
-                    entry = json.loads(line)
-                except json.JSONDecodeError:  # the line that a kill cut off
-                    continue
-                if 'loss' in entry:
-                    found.append((entry['step'], entry['loss']))
-    return found
-
-
 def differences(a: object, b: object, path: str = '') -> list[str]:
     """Where two nested structures of tensors and numbers are not the same to the bit."""
     if isinstance(a, torch.Tensor):
@@ -213,8 +198,8 @@ def main() -> None:
         )
     survivor = finish(Job(args, killed_dir))
 
-    known = dict(losses(reference_dir))
-    logged = losses(killed_dir)
+    known = dict(read_losses(reference_dir))
+    logged = read_losses(killed_dir)
     unequal = sorted({step for step, loss in logged if known.get(step) != loss})
     parts = {key: differences(reference[key], survivor[key]) for key in ('state_dict', 'optimizer', 'param_schedulers')}
     print(f'\n{sum(kills.values())} kills: {", ".join(f"{kills[kind]} during {kind}" for kind in KINDS)}')

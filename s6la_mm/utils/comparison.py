@@ -10,7 +10,6 @@ import os.path as osp
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from glob import escape, glob
 from typing import NamedTuple
 
 from mmengine.config import Config
@@ -19,6 +18,7 @@ from scipy import stats
 from . import UsageError
 from .cli import require_file
 from .files import write_atomically
+from .logs import read_losses
 
 _ENTRIES = dict(
     config=str, metric=str, reference=str, seeds=list, runs=list, shape=tuple, cfg_options=dict, title=str, notes=str
@@ -221,7 +221,7 @@ class Run:
         """What its files say."""
         evaluations = _read_json(osp.join(self.folder, 'evaluations.json')) or {}
         curve = {int(step): numbers[metric] for step, numbers in evaluations.items() if metric in numbers}
-        losses = self._losses()
+        losses = dict(read_losses(self.folder))
         iteration = max([*curve, *losses, 0])
         outcome = self.outcome()
         if outcome is None:
@@ -231,19 +231,6 @@ class Run:
         if outcome['status'] == 'finished' and value is None:
             return Progress('failed', iteration, None, curve, losses, f'no evaluation gave {metric}')
         return Progress(outcome['status'], iteration, value, curve, losses, outcome['reason'])
-
-    def _losses(self) -> dict[int, float]:
-        losses = {}
-        for path in sorted(glob(osp.join(escape(self.folder), '*', 'vis_data', 'scalars.json'))):
-            with open(path) as file:
-                for line in file:
-                    try:
-                        entry = json.loads(line)
-                    except json.JSONDecodeError:  # the line that a kill cut off
-                        continue
-                    if 'loss' in entry:
-                        losses[entry['step']] = entry['loss']
-        return losses
 
 
 def _read_json(path: str) -> dict | None:
