@@ -83,12 +83,13 @@ def main() -> None:
                 maps.append((path, mmcv.imread(path, channel_order='rgb'), states))
     title = f'The state of {os.path.splitext(os.path.basename(args.config))[0]}'
     page = write_page(analysis, maps, title, args.checkpoint, args.out_dir)
-    for write in analysis.summary()['writes']:
+    summary = analysis.summary()
+    for write in summary['writes']:
         print(
             f'{write["cell"]:<20} decay {write["decay"][2]:.3f} [{write["decay"][0]:.3f} .. {write["decay"][4]:.3f}]  '
             f'Δ {write["delta"][2]:.4f}  state {write["state_rms"]:.3f}  holds {write["memory"]:.1f} writes'
         )
-    print('reads: ' + ', '.join(f'{read["share"]:.3f}' for read in analysis.summary()['reads']))
+    print('reads: ' + ', '.join(f'{read["share"]:.3f}' for read in summary['reads']))
     print(f'Page: {page}')
 
 

@@ -27,7 +27,7 @@ from mmengine.runner.utils import set_random_seed
 
 import s6la_mm  # noqa: F401  (registers the backbones)
 from s6la_mm.backbones.architectures import on_meta_device
-from s6la_mm.engine import find_last_good
+from s6la_mm.engine import PREEMPTED_STATUS, find_last_good
 from s6la_mm.utils import UsageError
 from s6la_mm.utils.benchmark import PeakMemory, alternating_rounds, run_in_child
 from s6la_mm.utils.capacity import random_batch, without_downloads
@@ -37,7 +37,6 @@ from s6la_mm.utils.comparison_report import write_report
 from s6la_mm.utils.files import write_atomically
 
 TOOLS = osp.dirname(osp.abspath(__file__))
-PREEMPTED = 75  # status of train.py that a signal stopped, with a checkpoint
 
 
 def parse_args() -> argparse.Namespace:
@@ -179,7 +178,7 @@ def finish(run: Run, status: int, metric: str) -> None:
     """Notes how a training ended; one that a signal stopped has not."""
     if status == 0:
         run.write_outcome('finished')
-    elif status > 0 and status != PREEMPTED:
+    elif status > 0 and status != PREEMPTED_STATUS:
         run.write_outcome('failed', reason_of(run, status))
     progress = run.progress(metric)
     text = f'{metric} {progress.value:.4g}' if progress.value is not None else progress.reason
@@ -227,7 +226,8 @@ def main() -> None:
     args = parse_args()
     with clear_errors():
         plan = read_plan(args.plan)
-        check_models(plan)
+        if not args.report_only:
+            check_models(plan)
         require_writable(args.out)
         out = osp.abspath(args.out)
         runs = [Run(v, seed, osp.join(out, v.name, f'seed_{seed}')) for seed in plan.seeds for v in plan.variants]
@@ -245,7 +245,7 @@ def main() -> None:
         print(write_report(plan, runs, costs, args.report, ' '.join(sys.argv)))
     if not complete:
         print('stopped: the same command goes on', file=sys.stderr)
-        sys.exit(PREEMPTED)
+        sys.exit(PREEMPTED_STATUS)
     sys.exit(any(run.progress(plan.metric).status != 'finished' for run in runs))
 
 

@@ -14,6 +14,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .rla_resnet import residual_branch
+from .train_mode import TrainReturnsSelf
 
 
 class LightLayerAttention(BaseModule):
@@ -91,7 +92,7 @@ class MRLABottleneck(_MRLABlock, Bottleneck):
 
 
 @MODELS.register_module()
-class MRLAResNet(ResNet):
+class MRLAResNet(TrainReturnsSelf, ResNet):
     """ResNet with multi-head recurrent layer attention, light version (Fang et al., ICLR 2023, arXiv 2302.03985).
 
     Behind each residual block stands :class:`LightLayerAttention` with a batch norm, and its output is added. All
@@ -124,8 +125,3 @@ class MRLAResNet(ResNet):
         """Builds a stage out of blocks with layer attention."""
         block = {BasicBlock: MRLABasicBlock, Bottleneck: MRLABottleneck}[block]
         return ResLayer(block=block, head_channels=self.head_channels, **kwargs)
-
-    def train(self, mode: bool = True) -> MRLAResNet:
-        """Like the base class, but returns self as ``nn.Module.train`` promises."""
-        super().train(mode)
-        return self

@@ -12,6 +12,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..layers import pool_state
+from .train_mode import TrainReturnsSelf
 
 
 def residual_branch(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor:
@@ -69,7 +70,7 @@ class RLACell(BaseModule):
 
 
 @MODELS.register_module()
-class RLAResNet(ResNet):
+class RLAResNet(TrainReturnsSelf, ResNet):
     """ResNet with recurrent layer aggregation (Zhao et al., NeurIPS 2021, arXiv 2110.11852).
 
     A hidden map h starts at zero. Block t sees the concatenation [x, h] and adds its residual branch y to x, as ever;
@@ -119,11 +120,6 @@ class RLAResNet(ResNet):
         if hasattr(self, 'cells'):  # the base constructor calls this before they exist
             for name in self.res_layers[: max(self.frozen_stages, 0)]:
                 self.cells[name].eval().requires_grad_(False)
-
-    def train(self, mode: bool = True) -> RLAResNet:
-        """Like the base class, but returns self as ``nn.Module.train`` promises."""
-        super().train(mode)
-        return self
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Computes the feature maps of the stages in ``out_indices`` from images (batch, in_channels, H, W)."""

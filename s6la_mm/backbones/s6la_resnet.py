@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import PretrainedMixin
 from ..layers import S6LAMapCell, StateRead, pool_state
+from .train_mode import TrainReturnsSelf
 
 
 class _StateBlock:
@@ -82,7 +83,7 @@ _DEFAULTS = dict(
 
 
 @MODELS.register_module()
-class S6LAResNet(PretrainedMixin, ResNet):
+class S6LAResNet(TrainReturnsSelf, PretrainedMixin, ResNet):
     """ResNet with selective state space layer aggregation (S6LA, arXiv 2502.10463).
 
     A state h of ``state_dim`` channels is created in ``forward``, read by the first convolution of every block and
@@ -152,7 +153,6 @@ class S6LAResNet(PretrainedMixin, ResNet):
         if stage_with_state is None:
             stage_with_state = (True,) * kwargs.get('num_stages', 4)
         own = dict(depth=depth, state_dim=state_dim, stage_with_state=stage_with_state, multi_grid=multi_grid)
-        own |= dict(read_init=read_init)
         _check_options(self.arch_settings, kwargs | own | dict(groups=groups, base_width=base_width))
         # The base class builds the stages in its constructor and needs these there.
         self.state_dim = state_dim
@@ -216,11 +216,6 @@ class S6LAResNet(PretrainedMixin, ResNet):
         if frozen:
             # Else the frozen stages, which read the initial state, would need a backward pass.
             self.initial_state.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> S6LAResNet:
-        """Like the base class, but returns self as ``nn.Module.train`` promises."""
-        super().train(mode)
-        return self
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Computes the feature maps.
@@ -289,7 +284,6 @@ def _check_options(arch_settings: dict, options: dict) -> None:
     for name in ('strides', 'dilations', 'stage_with_state') + (('stage_with_dcn',) if options['dcn'] else ()):
         is_sequence = isinstance(options[name], Sequence)
         require(is_sequence and len(options[name]) == num_stages, name, f'a sequence of length num_stages={num_stages}')
-    require(options['read_init'] in ('zero', 'kaiming'), 'read_init', "'zero' or 'kaiming'")
     require(any(options['stage_with_state']), 'stage_with_state', "True somewhere (else use mmdet's ResNet)")
     stages = tuple(range(num_stages))
     chosen = set(options['out_indices'])

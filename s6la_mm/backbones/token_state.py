@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import PretrainedMixin
 from ..layers import S6LATokenCell, StateCarry, TokenRead, summary_token
+from .train_mode import TrainReturnsSelf
 
 
 def require(condition: bool, option: str, value: object, allowed: str) -> None:
@@ -24,7 +25,7 @@ def is_index(value: object, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
-class TokenStateMixin(PretrainedMixin):
+class TokenStateMixin(TrainReturnsSelf, PretrainedMixin):
     """Gives a transformer one cell per stage, one read per block and the path of the state; before the base class.
 
     The subclass calls :meth:`_add_state` at the end of its constructor, and in ``forward`` :meth:`_enter_stage`
@@ -102,8 +103,3 @@ class TokenStateMixin(PretrainedMixin):
         if module == 'initial_state':
             return 0
         return stage_ends[int(rest.partition('.')[0])] if module in ('cells', 'carries') else None
-
-    def train(self, mode: bool = True) -> TokenStateMixin:
-        """Like the base class, but returns self as ``nn.Module.train`` promises."""
-        super().train(mode)
-        return self

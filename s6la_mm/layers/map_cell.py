@@ -25,11 +25,11 @@ class StateRead(nn.Conv2d):
     Args:
         state_dim (int): Channels N of the state.
         conv (nn.Conv2d): The block's first convolution, whose geometry the read copies.
-        init (str): ``'zero'``, or ``'kaiming'`` for weights as the other convolutions of a ResNet get them. Defaults to
-            ``'zero'``.
+        read_init (str): ``'zero'``, or ``'kaiming'`` for weights as the other convolutions of a ResNet get them.
+            Defaults to ``'zero'``.
 
     Raises:
-        ValueError: If ``init`` is something else.
+        ValueError: If ``read_init`` is something else.
 
     Example:
         >>> import torch
@@ -38,10 +38,10 @@ class StateRead(nn.Conv2d):
         torch.Size([2, 128, 8, 10])
     """
 
-    def __init__(self, state_dim: int, conv: nn.Conv2d, init: str = 'zero') -> None:
-        if init not in ('zero', 'kaiming'):
-            raise ValueError(f"init={init!r} is not allowed: it must be 'zero' or 'kaiming'")
-        self.init = init  # the base class initialises in its constructor
+    def __init__(self, state_dim: int, conv: nn.Conv2d, read_init: str = 'zero') -> None:
+        if read_init not in ('zero', 'kaiming'):
+            raise ValueError(f"read_init={read_init!r} is not allowed: it must be 'zero' or 'kaiming'")
+        self.read_init = read_init  # the base class initialises in its constructor
         super().__init__(
             state_dim,
             conv.out_channels,
@@ -54,7 +54,7 @@ class StateRead(nn.Conv2d):
 
     def reset_parameters(self) -> None:
         """Sets the weight to its start, at construction too."""
-        if self.init == 'zero':
+        if self.read_init == 'zero':
             nn.init.zeros_(self.weight)
         else:
             nn.init.kaiming_normal_(self.weight, mode='fan_out', nonlinearity='relu')

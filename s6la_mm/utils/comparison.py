@@ -63,10 +63,6 @@ class Plan:
     shape: tuple[int, int] | None
     variants: tuple[Variant, ...]
 
-    def variant(self, name: str) -> Variant:
-        """The variant of that name."""
-        return next(variant for variant in self.variants if variant.name == name)
-
 
 def read_plan(path: str) -> Plan:
     """Reads a plan and checks all that can be wrong with it before hours are spent.

@@ -83,7 +83,7 @@ def write_page(
     write_atomically(osp.join(folder, 'analysis.json'), json.dumps(summary, indent=1))
     for name, figure in (
         ('decay.png', _draw_decay(summary)),
-        ('delta.png', _draw_delta(analysis)),
+        ('delta.png', _draw_delta(analysis, summary)),
         ('norms.png', _draw_norms(summary)),
         ('memory.png', _draw_memory(analysis, summary)),
     ):
@@ -135,14 +135,14 @@ def _draw_decay(summary: dict) -> plt.Figure:
     return figure
 
 
-def _draw_delta(analysis: StateAnalysis) -> plt.Figure:
+def _draw_delta(analysis: StateAnalysis, summary: dict) -> plt.Figure:
     figure, axis = plt.subplots(figsize=(8, 4), layout='constrained')
     bins = np.logspace(-5, 2, 71)
     rows = [np.histogram(torch.cat(write.delta).clamp(1e-5, 1e2).numpy(), bins)[0] for write in analysis.writes]
     shares = np.array([row / row.sum() for row in rows]).T
     mesh = axis.pcolormesh(np.arange(len(rows) + 1) - 0.5, bins, shares, cmap='viridis')
     axis.set(yscale='log', ylabel='Δ')
-    _label_writes(axis, analysis.summary())
+    _label_writes(axis, summary)
     figure.colorbar(mesh, label='share of channels and pixels')
     return figure
 
