@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
 import signal
 import subprocess
@@ -11,6 +13,8 @@ import time
 import pytest
 from test_tools import TINY
 from tool_runner import ROOT, TOOLS, check, environment, run
+
+from s6la_mm.utils.comparison import Run, read_plan
 
 BASE = ROOT / 'configs/quickstart/retinanet_s6la-r18_shapes.py'
 PLAN = """
@@ -91,6 +95,20 @@ def test_plan_that_cannot_work_names_it_before_the_first_run(folder, tmp_path):
     result = run('compare.py', plan, '--out', tmp_path / 'out', S6LA_SHAPES_ROOT=str(folder / 'shapes'))
     assert result.returncode == 1 and 'error: the model of x cannot be built: ' in result.stderr
     assert 'state_dim=0' in result.stderr and not (tmp_path / 'out').exists()
+
+
+def test_retry_waits_for_what_a_run_starts_from(folder, tmp_path, monkeypatch):
+    """Both failed before; the second must not end with the first one's old failure."""
+    monkeypatch.syspath_prepend(TOOLS)
+    compare = importlib.import_module('compare')
+    plan = read_plan(str(folder / 'plan.py'))
+    runs = [Run(variant, 3, str(tmp_path / variant.name)) for variant in plan.variants[:2]]
+    for run_ in runs:
+        run_.write_outcome('failed', 'no data')
+    monkeypatch.setattr(compare, 'prepare', lambda run, start: None)
+    monkeypatch.setattr(compare, 'launch', lambda *_: subprocess.Popen(['true']))
+    assert compare.train_all(plan, runs, argparse.Namespace(retry=True, jobs=2, threads=1))
+    assert [run_.outcome()['status'] for run_ in runs] == ['finished', 'finished']
 
 
 @pytest.mark.slow

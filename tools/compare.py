@@ -147,6 +147,8 @@ def train_all(plan: Plan, runs: list[Run], args: argparse.Namespace) -> bool:
 def _train_all(plan: Plan, runs: list[Run], args: argparse.Namespace, active: list[tuple], stopped: list[int]) -> None:
     by_key = {(run.variant.name, run.seed): run for run in runs}
     waiting = [run for run in runs if is_due(run, args.retry)]
+    for run in waiting:
+        run.forget_outcome()  # else what starts from it would take the old failure for the new outcome
     free = [index % torch.cuda.device_count() if torch.cuda.is_available() else None for index in range(args.jobs)]
     while (waiting or active) and not stopped:
         for entry in [entry for entry in active if entry[0].poll() is not None]:

@@ -213,6 +213,11 @@ class Run:
         os.makedirs(self.folder, exist_ok=True)
         write_atomically(self._outcome_path, json.dumps(dict(status=status, reason=reason)))
 
+    def forget_outcome(self) -> None:
+        """Makes a run that has ended one to be trained; nothing else of it is lost."""
+        if osp.exists(self._outcome_path):
+            os.remove(self._outcome_path)
+
     def progress(self, metric: str) -> Progress:
         """What its files say."""
         evaluations = _read_json(osp.join(self.folder, 'evaluations.json')) or {}

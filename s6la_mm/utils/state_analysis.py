@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -153,21 +154,21 @@ class StateAnalysis:
         holds, each counted by what is left of it.
         """
         retention = self.retention()
-        levels = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])
+        levels = [5, 25, 50, 75, 95]
         writes = []
         for row, write in zip(retention, self.writes):
             delta, decay = torch.cat(write.delta), torch.cat(write.decay)
             writes.append(
                 dict(
                     cell=write.cell,
-                    delta=torch.quantile(delta, levels).tolist(),
-                    decay=torch.quantile(decay, levels).tolist(),
+                    delta=np.percentile(delta.numpy(), levels).tolist(),  # torch.quantile ends at 16 million samples
+                    decay=np.percentile(decay.numpy(), levels).tolist(),
                     state_rms=sum(write.rms) / len(write.rms),
                     memory=float(row.nansum()),
                 )
             )
         reads = [dict(name=read.name, share=sum(read.share) / len(read.share)) for read in self.reads]
-        return dict(percentiles=[5, 25, 50, 75, 95], writes=writes, reads=reads)
+        return dict(percentiles=levels, writes=writes, reads=reads)
 
 
 def _some(values: Tensor) -> Tensor:

@@ -99,6 +99,12 @@ def test_tokens():
     assert analysis.retention().diagonal().eq(1).all()
 
 
+def test_more_samples_than_torch_sorts():
+    analysis = look(small(), torch.rand(1, 3, 64, 96))
+    analysis.writes[0].delta = [torch.linspace(0, 1, 2**24 + 1)]
+    assert analysis.summary()['writes'][0]['delta'] == pytest.approx([0.05, 0.25, 0.5, 0.75, 0.95], abs=1e-4)
+
+
 def test_a_network_without_a_state():
     with pytest.raises(UsageError, match='ResNet carries no state'):
         StateAnalysis(ResNet(18))
