@@ -97,6 +97,16 @@ def test_plan_that_cannot_work_names_it_before_the_first_run(folder, tmp_path):
     assert 'state_dim=0' in result.stderr and not (tmp_path / 'out').exists()
 
 
+def test_missing_data_is_named_before_the_first_run(tmp_path):
+    (tmp_path / 'plan.py').write_text(
+        f'config = {str(ROOT / "configs/upernet/upernet_s6la-r18_camvid.py")!r}\n'
+        "metric = 'mIoU'\nseeds = [0]\nruns = [dict(name='a')]\n"
+    )
+    result = run('compare.py', tmp_path / 'plan.py', '--out', tmp_path / 'out', CAMVID_ROOT=str(tmp_path / 'none'))
+    assert result.returncode == 1 and 'error: the data of a cannot be read: ' in result.stderr
+    assert 'Set the environment variable CAMVID_ROOT' in result.stderr and not (tmp_path / 'out').exists()
+
+
 def test_retry_waits_for_what_a_run_starts_from(folder, tmp_path, monkeypatch):
     """Both failed before; the second must not end with the first one's old failure."""
     monkeypatch.syspath_prepend(TOOLS)

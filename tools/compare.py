@@ -22,19 +22,19 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner.utils import set_random_seed
 
 import s6la_mm  # noqa: F401  (registers the backbones)
 from s6la_mm.backbones.architectures import on_meta_device
 from s6la_mm.engine import PREEMPTED_STATUS, find_last_good
 from s6la_mm.utils import UsageError
-from s6la_mm.utils.benchmark import PeakMemory, alternating_rounds, run_in_child
+from s6la_mm.utils.benchmark import PeakMemory, alternating_rounds, describe_device, run_in_child
 from s6la_mm.utils.capacity import random_batch, without_downloads
-from s6la_mm.utils.cli import clear_errors, require_writable
+from s6la_mm.utils.cli import clear_errors, explain, require_writable
 from s6la_mm.utils.comparison import Plan, Run, read_plan
 from s6la_mm.utils.comparison_report import write_report
-from s6la_mm.utils.files import write_atomically
+from s6la_mm.utils.files import read_json, write_atomically
 
 TOOLS = osp.dirname(osp.abspath(__file__))
 
@@ -73,6 +73,26 @@ def check_models(plan: Plan) -> None:
                 build_model(cfg)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UsageError(f'the model of {variant.name} cannot be built: {error}') from error
+
+
+def check_data(plan: Plan) -> None:
+    """Builds every data set of the trainings and evaluations once, which reads annotations and lists folders.
+
+    Raises:
+        UsageError: If files are missing; the message says what to set.
+    """
+    seen = set()
+    for variant in plan.variants:
+        cfg = variant.build_config()
+        init_default_scope(cfg.get('default_scope', 'mmengine'))
+        for loader in (cfg.train_dataloader, cfg.val_dataloader):
+            if str(loader.dataset) in seen:
+                continue
+            seen.add(str(loader.dataset))
+            try:
+                DATASETS.build(loader.dataset)
+            except (FileNotFoundError, UsageError) as error:
+                raise UsageError(f'the data of {variant.name} cannot be read: {explain(error, cfg)}') from error
 
 
 def prepare(run: Run, start: Run | None) -> None:
@@ -211,7 +231,7 @@ def measure_costs(plan: Plan, rounds: int) -> dict:
     """Parameters, FLOPs of an image, seconds of a training step in alternating rounds and peak memory, by variant."""
     device = get_device()
     configs = {variant.name: variant.build_config() for variant in plan.variants}
-    costs: dict = {'device': device, 'threads': torch.get_num_threads(), 'models': {}}
+    costs: dict = {'hardware': describe_device(device), 'models': {}}
     for name, cfg in configs.items():
         without_downloads(cfg.model)
         parameters, flops = count(build_model(cfg), *plan.shape)[-1][1:]
@@ -230,21 +250,20 @@ def main() -> None:
         plan = read_plan(args.plan)
         if not args.report_only:
             check_models(plan)
+            check_data(plan)
         require_writable(args.out)
         out = osp.abspath(args.out)
         runs = [Run(v, seed, osp.join(out, v.name, f'seed_{seed}')) for seed in plan.seeds for v in plan.variants]
         complete = True
+        trained_on, costs = osp.join(out, 'trained_on.json'), osp.join(out, 'costs.json')
         if not args.report_only:
+            hardware = describe_device(get_device(), args.threads)
+            write_atomically(trained_on, json.dumps(f'{args.jobs} at a time, each on {hardware}'))
             complete = train_all(plan, runs, args)
-        path = osp.join(out, 'costs.json')
-        if complete and plan.shape and args.rounds and not osp.exists(path):
+        if complete and plan.shape and args.rounds and not osp.exists(costs):
             print('measuring times and memory', flush=True)
-            write_atomically(path, json.dumps(measure_costs(plan, args.rounds)))
-        costs = None
-        if osp.exists(path):
-            with open(path, encoding='utf-8') as file:
-                costs = json.load(file)
-        print(write_report(plan, runs, costs, args.report, ' '.join(sys.argv)))
+            write_atomically(costs, json.dumps(measure_costs(plan, args.rounds)))
+        print(write_report(plan, runs, read_json(costs), args.report, ' '.join(sys.argv), read_json(trained_on)))
     if not complete:
         print('stopped: the same command goes on', file=sys.stderr)
         sys.exit(PREEMPTED_STATUS)

@@ -71,8 +71,12 @@ def paired_ratios(times: Sequence[float], base: Sequence[float]) -> Spread:
     return spread([a / b for a, b in zip(times, base)])
 
 
-def describe_device(device: str) -> str:
+def describe_device(device: str, threads: int | None = None) -> str:
     """What a table must say about where it was measured.
+
+    Args:
+        device (str): As PyTorch names it.
+        threads (int, optional): CPU threads. Defaults to None: those of this process.
 
     Example:
         >>> describe_device('cpu').split(',')[0]
@@ -81,7 +85,7 @@ def describe_device(device: str) -> str:
     if device.startswith('cuda'):
         tf32 = 'TF32' if torch.backends.cudnn.allow_tf32 else 'float32'
         return f'{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}, float32 convolutions in {tf32}'
-    return f'CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}'
+    return f'CPU, {threads or torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}'
 
 
 def seconds_per_call(function: Callable[[], object], device: str, calls: int = 1) -> float:

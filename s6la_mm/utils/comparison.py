@@ -17,7 +17,7 @@ from scipy import stats
 
 from . import UsageError
 from .cli import require_file
-from .files import write_atomically
+from .files import read_json, write_atomically
 from .logs import read_losses
 
 _ENTRIES = dict(
@@ -186,6 +186,13 @@ class Progress(NamedTuple):
     losses: dict[int, float]
     reason: str = ''
 
+    @property
+    def final_loss(self) -> float | None:
+        """Mean of the training loss in the last quarter of a finished run: far less noisy than a metric."""
+        if self.status != 'finished' or not self.losses:
+            return None
+        return statistics.mean(loss for step, loss in self.losses.items() if step > 0.75 * max(self.losses))
+
 
 @dataclass(frozen=True)
 class Run:
@@ -206,7 +213,7 @@ class Run:
 
     def outcome(self) -> dict | None:
         """How it ended, None if it did not."""
-        return _read_json(self._outcome_path)
+        return read_json(self._outcome_path)
 
     def write_outcome(self, status: str, reason: str = '') -> None:
         """Notes how it ended; a run may fail before it has a folder."""
@@ -220,7 +227,7 @@ class Run:
 
     def progress(self, metric: str) -> Progress:
         """What its files say."""
-        evaluations = _read_json(osp.join(self.folder, 'evaluations.json')) or {}
+        evaluations = read_json(osp.join(self.folder, 'evaluations.json')) or {}
         curve = {int(step): numbers[metric] for step, numbers in evaluations.items() if metric in numbers}
         losses = dict(read_losses(self.folder))
         iteration = max([*curve, *losses, 0])
@@ -232,14 +239,6 @@ class Run:
         if outcome['status'] == 'finished' and value is None:
             return Progress('failed', iteration, None, curve, losses, f'no evaluation gave {metric}')
         return Progress(outcome['status'], iteration, value, curve, losses, outcome['reason'])
-
-
-def _read_json(path: str) -> dict | None:
-    try:
-        with open(path, encoding='utf-8') as file:
-            return json.load(file)
-    except FileNotFoundError:
-        return None
 
 
 class Difference(NamedTuple):

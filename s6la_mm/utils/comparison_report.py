@@ -10,16 +10,16 @@ import statistics
 from collections.abc import Sequence
 from importlib import import_module
 
-import torch
-
-from .benchmark import describe_device, paired_ratios
+from .benchmark import paired_ratios
 from .comparison import Plan, Progress, Run, paired_difference
 from .files import write_atomically
 
 _PACKAGES = ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 's6la_mm')
 
 
-def write_report(plan: Plan, runs: Sequence[Run], costs: dict | None, folder: str, command: str) -> str:
+def write_report(
+    plan: Plan, runs: Sequence[Run], costs: dict | None, folder: str, command: str, trained_on: str | None = None
+) -> str:
     """Writes ``README.md``, ``curves.png`` and ``results.json``.
 
     Args:
@@ -28,6 +28,7 @@ def write_report(plan: Plan, runs: Sequence[Run], costs: dict | None, folder: st
         costs (dict, optional): What tools/compare.py measured.
         folder (str): Where the files go; made if it is missing.
         command (str): The command line, for the report.
+        trained_on (str, optional): The hardware of the trainings, where it is known.
 
     Returns:
         str: The tables, as in the report.
@@ -36,12 +37,12 @@ def write_report(plan: Plan, runs: Sequence[Run], costs: dict | None, folder: st
     table: dict[str, dict[int, Progress]] = {variant.name: {} for variant in plan.variants}
     for run in runs:
         table[run.variant.name][run.seed] = run.progress(plan.metric)
-    tables = '\n'.join([*_results(plan, table, costs), '', *_seeds(plan, table)])
+    tables = '\n'.join([*_results(plan, table, costs), '', *_seeds(plan, table), '', *_losses(plan, table)])
     problems = _problems(table)
     text = [f'# {plan.title}', '', plan.notes, '', tables, '', '![curves](curves.png)', '']
     if problems:
         text += ['## Not finished', '', *problems, '']
-    text += ['## Settings', '', *_settings(plan, costs, command)]
+    text += ['## Settings', '', *_settings(plan, costs, command, trained_on)]
     draw_curves(plan, table, osp.join(folder, 'curves.png'))
     write_atomically(osp.join(folder, 'README.md'), '\n'.join(text).replace('\n\n\n', '\n\n') + '\n')
     results = dict(
@@ -54,6 +55,7 @@ def write_report(plan: Plan, runs: Sequence[Run], costs: dict | None, folder: st
             for seed, progress in by.items()
         ],
         costs=costs,
+        trained_on=trained_on,
     )
     write_atomically(osp.join(folder, 'results.json'), json.dumps(results, indent=1) + '\n')
     return '\n'.join([tables, *problems])
@@ -64,15 +66,31 @@ def _results(plan: Plan, table: dict[str, dict[int, Progress]], costs: dict | No
     if costs:
         head += ['parameters', 'GFLOPs', 's / step', f'step / {plan.reference} [min .. max]', 'peak memory']
     rows = [head, ['---'] * len(head)]
-    base = {seed: progress.value for seed, progress in table[plan.reference].items() if progress.value is not None}
-    for name, by_seed in table.items():
-        values = {seed: progress.value for seed, progress in by_seed.items() if progress.value is not None}
-        cells = [name, f'{len(values)} of {len(plan.seeds)}', _mean(list(values.values()))]
-        cells.append(_difference(values, base) if name != plan.reference else '')
+    values = _known({name: {s: p.value for s, p in by_seed.items()} for name, by_seed in table.items()})
+    for name in table:
+        cells = [name, f'{len(values[name])} of {len(plan.seeds)}', *_compared(values, name, plan.reference)]
         if costs:
             cells += _cost_cells(costs['models'], name, plan.reference)
         rows.append(cells)
     return ['| ' + ' | '.join(row) + ' |' for row in rows]
+
+
+def _losses(plan: Plan, table: dict[str, dict[int, Progress]]) -> list[str]:
+    losses = _known({name: {s: p.final_loss for s, p in by_seed.items()} for name, by_seed in table.items()})
+    head = ['model', 'training loss, last quarter', f'minus {plan.reference} [95 % interval]']
+    rows = [head, ['---'] * len(head)]
+    rows += [[name, *_compared(losses, name, plan.reference)] for name in table]
+    return ['| ' + ' | '.join(row) + ' |' for row in rows]
+
+
+def _known(values: dict[str, dict[int, float | None]]) -> dict[str, dict[int, float]]:
+    return {name: {s: v for s, v in by_seed.items() if v is not None} for name, by_seed in values.items()}
+
+
+def _compared(values: dict[str, dict[int, float]], name: str, reference: str) -> list[str]:
+    """Cells for the mean of a model's seeds, and for the difference to the reference."""
+    difference = _difference(values[name], values[reference]) if name != reference else ''
+    return [_mean(list(values[name].values())), difference]
 
 
 def _mean(values: list[float]) -> str:
@@ -141,12 +159,10 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _settings(plan: Plan, costs: dict | None, command: str) -> list[str]:
-    device = costs['device'] if costs else ('cuda' if torch.cuda.is_available() else 'cpu')
-    threads = f', {costs["threads"]} threads' if costs else ''
+def _settings(plan: Plan, costs: dict | None, command: str, trained_on: str | None) -> list[str]:
     lines = [
         f'- Command: `{command}`',
-        f'- Hardware: {describe_device(device)}{threads}',
+        f'- Trainings: {trained_on or "hardware not known"}',
         '- Versions: ' + ', '.join(f'{name} {version}' for name, version in _versions().items()),
         f'- Seeds: {", ".join(map(str, plan.seeds))}',
     ]
@@ -154,14 +170,23 @@ def _settings(plan: Plan, costs: dict | None, command: str) -> list[str]:
         height, width = plan.shape
         rounds = len(costs['models'][plan.reference]['seconds'])
         lines.append(
-            f'- Parameters, FLOPs (a multiply-add is one) and steps are of whole models; FLOPs of an image of {height} '
+            f'- Times and memory: {costs["hardware"]}. '
+            f'Parameters, FLOPs (a multiply-add is one) and steps are of whole models; FLOPs of an image of {height} '
             f'× {width}; s / step: median of {rounds} training steps with random images of that size, in alternating '
             'rounds; peak memory of such steps, weights and optimizer included'
         )
+    options = [variant.cfg_options for variant in plan.variants]
+    common = {k: v for k, v in options[0].items() if all(k in other and other[k] == v for other in options)}
+    if common:
+        lines += ['- All models:', *_options(common)]
     for variant in plan.variants:
         lines.append(f'- {variant.name}: `{osp.basename(variant.config)}`' + _from(variant.start))
-        lines += [f'  - `{key} = {value!r}`' for key, value in variant.cfg_options.items()]
+        lines += _options({key: value for key, value in variant.cfg_options.items() if key not in common})
     return lines
+
+
+def _options(options: dict) -> list[str]:
+    return [f'  - `{key} = {value!r}`' for key, value in options.items()]
 
 
 def _from(start: str | None) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import os.path as osp
+from typing import Any
 
 from . import UsageError
 
@@ -54,6 +56,20 @@ def write_atomically(path: str, text: str) -> None:
     finally:
         if osp.exists(temporary):
             os.remove(temporary)
+
+
+def read_json(path: str) -> Any:
+    """The content of a JSON file, None if there is no such file.
+
+    Example:
+        >>> read_json('no/such.json') is None
+        True
+    """
+    try:
+        with open(path, encoding='utf-8') as file:
+            return json.load(file)
+    except FileNotFoundError:
+        return None
 
 
 def replace_between(text: str, begin: str, end: str, lines: list[str], name: object) -> str:

@@ -117,27 +117,34 @@ def test_report_of_runs_in_every_state(plan_file, tmp_path):
     write_run(a0, {2: 30.0, 4: 40.0}, {1: 2.0, 2: 1.5}, ('finished',))
     write_run(a1, {2: 30.0, 4: 42.0}, {1: 2.0, 2: 1.5}, ('finished',))
     write_run(a2, {2: 31.0}, {1: 2.0, 2: 1.5})
-    write_run(b0, {4: 41.0}, {1: 2.0, 2: 1.5}, ('finished',))
-    write_run(b1, {4: 44.0}, {1: 2.0, 2: 1.5}, ('finished',))
+    write_run(b0, {4: 41.0}, {1: 2.0, 2: 1.4}, ('finished',))
+    write_run(b1, {4: 44.0}, {1: 2.0, 2: 1.3}, ('finished',))
     write_run(b2, {}, {1: 2.0, 3: 9e9}, ('failed', 'loss is NaN'))
     states = [run.progress('mIoU') for run in runs]
     assert [state.status for state in states] == ['finished'] * 2 + ['unfinished'] + ['finished'] * 2 + ['failed']
     assert [state.value for state in states] == [40.0, 42.0, None, 41.0, 44.0, None]
     assert states[5].iteration == 3
-    costs = dict(device='cpu', threads=1, models={})
+    costs = dict(hardware='CPU, 1 thread', models={})
     for name in ('plain', 'other'):
         costs['models'][name] = dict(parameters=10**6, flops=10**9, memory=2**20, seconds=[1.0, 2.0])
     report = tmp_path / 'report'
     costs_plan = read_plan(plan_file('shape = (8, 8)\n'))
-    tables = write_report(costs_plan, runs, costs, str(report), 'compare.py plan.py')
+    tables = write_report(costs_plan, runs, costs, str(report), 'compare.py plan.py', 'an abacus')
     assert '| plain | 2 of 3 | 41.00 ± 1.41 |' in tables
     # Student's t with one degree of freedom: 1.5 ± 12.7062 * 0.7071 / sqrt(2)
     assert '| other | 2 of 3 | 42.50 ± 2.12 | +1.50 [-4.85, +7.85] | 1.00 M | 1.00 |' in tables
     assert '| other | 41.00 | 44.00 | failed |' in tables
+    # The loss of the last quarter, of finished runs: -0.15 ± 12.7062 * 0.0707 / sqrt(2)
+    assert '| plain | 1.50 ± 0.00 |' in tables and '| other | 1.35 ± 0.0707 | -0.1500 [-0.7853, +0.4853] |' in tables
     text = (report / 'README.md').read_text()
     assert '- plain, seed 2: unfinished at iteration 2\n' in text
     assert '- other, seed 2: failed at iteration 3: loss is NaN' in text
-    assert 'compare.py plan.py' in text and '`model.backbone.depth = 34`' in text and 'torch ' in text
+    assert (
+        'compare.py plan.py' in text
+        and '- Trainings: an abacus' in text
+        and '`model.backbone.depth = 34`' in text
+        and 'torch ' in text
+    )
     assert len(json.loads((report / 'results.json').read_text())['runs']) == 6
     assert (report / 'curves.png').stat().st_size > 5000
 
