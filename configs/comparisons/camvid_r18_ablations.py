@@ -1,10 +1,12 @@
-# The free choices of S6LA's definition, one changed at a time, as in camvid_r18.py.
-_base_ = './_base_/camvid_half.py'
-title = 'CamVid at half resolution, UperNet, S6LA-ResNet-18: ablations'
+# The free choices of S6LA's definition, one changed at a time, beside the plain network.
+_base_ = './_base_/camvid_half_narrow.py'
+title = 'CamVid at half resolution, UperNet, S6LA-ResNet-18 of half the width: ablations'
 reference = 'default'
 seeds = [0, 1, 2]
+plain = dict(_delete_=True, type='mmdet.ResNet', depth=18, base_channels=32, norm_eval=False, zero_init_residual=False)
 runs = [
     dict(name='default'),
+    dict(name='plain', cfg_options={'model.backbone': plain}),
     dict(name='state_dim 16', cfg_options={'model.backbone.state_dim': 16}),
     dict(name='state_dim 64', cfg_options={'model.backbone.state_dim': 64}),
     dict(name='zoh', cfg_options={'model.backbone.discretization': 'zoh'}),
@@ -15,3 +17,4 @@ runs = [
     dict(name='stages 1, 2', cfg_options={'model.backbone.stage_with_state': (True, True, False, False)}),
     dict(name='stages 3, 4', cfg_options={'model.backbone.stage_with_state': (False, False, True, True)}),
 ]
+del plain

@@ -79,7 +79,7 @@ def _losses(plan: Plan, table: dict[str, dict[int, Progress]]) -> list[str]:
     losses = _known({name: {s: p.final_loss for s, p in by_seed.items()} for name, by_seed in table.items()})
     head = ['model', 'training loss, last quarter', f'minus {plan.reference} [95 % interval]']
     rows = [head, ['---'] * len(head)]
-    rows += [[name, *_compared(losses, name, plan.reference)] for name in table]
+    rows += [[name, *_compared(losses, name, plan.reference, digits=4)] for name in table]
     return ['| ' + ' | '.join(row) + ' |' for row in rows]
 
 
@@ -87,36 +87,36 @@ def _known(values: dict[str, dict[int, float | None]]) -> dict[str, dict[int, fl
     return {name: {s: v for s, v in by_seed.items() if v is not None} for name, by_seed in values.items()}
 
 
-def _compared(values: dict[str, dict[int, float]], name: str, reference: str) -> list[str]:
+def _compared(values: dict[str, dict[int, float]], name: str, reference: str, digits: int = 2) -> list[str]:
     """Cells for the mean of a model's seeds, and for the difference to the reference."""
-    difference = _difference(values[name], values[reference]) if name != reference else ''
-    return [_mean(list(values[name].values())), difference]
+    difference = _difference(values[name], values[reference], digits) if name != reference else ''
+    return [_mean(list(values[name].values()), digits), difference]
 
 
-def _mean(values: list[float]) -> str:
+def _mean(values: list[float], digits: int) -> str:
     if not values:
         return '–'
-    spread = f' ± {_number(statistics.stdev(values))}' if len(values) > 1 else ''
-    return _number(statistics.mean(values)) + spread
+    spread = f' ± {_number(statistics.stdev(values), digits)}' if len(values) > 1 else ''
+    return _number(statistics.mean(values), digits) + spread
 
 
-def _difference(values: dict[int, float], base: dict[int, float]) -> str:
+def _difference(values: dict[int, float], base: dict[int, float], digits: int) -> str:
     seeds = sorted(values.keys() & base.keys())
     if not seeds:
         return '–'
     difference = paired_difference([values[seed] for seed in seeds], [base[seed] for seed in seeds])
     interval = difference.interval
-    spread = f' [{_number(interval[0], True)}, {_number(interval[1], True)}]' if interval else ''
-    return _number(difference.mean, True) + spread + (f' ({len(seeds)} pairs)' if len(seeds) < len(values) else '')
-
-
-def _number(value: float, signed: bool = False) -> str:
-    """mIoU comes in percent, box AP as a fraction: two digits of a percent either way."""
+    spread = f' [{_number(interval[0], digits, "+")}, {_number(interval[1], digits, "+")}]' if interval else ''
     return (
-        f'{value:{"+" if signed else ""}.2f}'
-        if abs(value) >= 1 or value == 0
-        else f'{value:{"+" if signed else ""}.4f}'
+        _number(difference.mean, digits, '+') + spread + (f' ({len(seeds)} pairs)' if len(seeds) < len(values) else '')
     )
+
+
+def _number(value: float, digits: int = 2, sign: str = '') -> str:
+    """mIoU comes in percent, box AP as a fraction: two digits of a percent either way."""
+    if 0 < abs(value) < 1:
+        digits = 4
+    return f'{value:{sign}.{digits}f}'
 
 
 def _cost_cells(models: dict, name: str, reference: str) -> list[str]:

@@ -135,7 +135,9 @@ def test_report_of_runs_in_every_state(plan_file, tmp_path):
     assert '| other | 2 of 3 | 42.50 ± 2.12 | +1.50 [-4.85, +7.85] | 1.00 M | 1.00 |' in tables
     assert '| other | 41.00 | 44.00 | failed |' in tables
     # The loss of the last quarter, of finished runs: -0.15 ± 12.7062 * 0.0707 / sqrt(2)
-    assert '| plain | 1.50 ± 0.00 |' in tables and '| other | 1.35 ± 0.0707 | -0.1500 [-0.7853, +0.4853] |' in tables
+    assert (
+        '| plain | 1.5000 ± 0.0000 |' in tables and '| other | 1.3500 ± 0.0707 | -0.1500 [-0.7853, +0.4853] |' in tables
+    )
     text = (report / 'README.md').read_text()
     assert '- plain, seed 2: unfinished at iteration 2\n' in text
     assert '- other, seed 2: failed at iteration 3: loss is NaN' in text
