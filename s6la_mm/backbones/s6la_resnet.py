@@ -101,6 +101,8 @@ class S6LAResNet(TrainReturnsSelf, PretrainedMixin, ResNet):
         state_dim (int): Channels N of the state. Defaults to 32.
         discretization (str): ``'euler'`` or ``'zoh'``. Defaults to ``'euler'``.
         input_norm (str, optional): Norm of what is written, ``'rms'`` or None. Defaults to ``'rms'``.
+        dt_range (tuple[float, float]): The steps Δ start log-uniform in this range, one for each channel of a cell.
+            Defaults to (1e-3, 1e-1).
         shared_cell (bool): One cell for all blocks of a stage, as an SSM shares its projections over time; else one for
             each block. Defaults to True.
         read_init (str): ``'zero'``, or ``'kaiming'``, with which the network does not start as the plain one. Defaults
@@ -139,6 +141,7 @@ class S6LAResNet(TrainReturnsSelf, PretrainedMixin, ResNet):
         state_dim: int = 32,
         discretization: str = 'euler',
         input_norm: str | None = 'rms',
+        dt_range: tuple[float, float] = (1e-3, 1e-1),
         shared_cell: bool = True,
         read_init: str = 'zero',
         learned_initial_state: bool = True,
@@ -172,7 +175,7 @@ class S6LAResNet(TrainReturnsSelf, PretrainedMixin, ResNet):
             for block in range(self.stage_blocks[stage]):
                 key = self._cell_of(stage, block)
                 if key is not None and key not in self.cells:
-                    self.cells[key] = S6LAMapCell(channels, state_dim, discretization, input_norm)
+                    self.cells[key] = S6LAMapCell(channels, state_dim, discretization, input_norm, dt_range)
         self._freeze_stages()
 
     def make_res_layer(self, block: type, **kwargs) -> ResLayer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ def check_cell_options(
         raise ValueError(f'discretization={discretization!r} is not one of {DISCRETIZATIONS}')
     if input_norm not in INPUT_NORMS:
         raise ValueError(f'input_norm={input_norm!r} is not one of {INPUT_NORMS}')
-    if len(dt_range) != 2 or not 0 < dt_range[0] <= dt_range[1]:
+    if not isinstance(dt_range, Sequence) or len(dt_range) != 2 or not 0 < dt_range[0] <= dt_range[1]:
         raise ValueError(f'dt_range={dt_range!r} must be two positive numbers, the smaller one first')
 
 

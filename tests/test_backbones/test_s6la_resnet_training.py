@@ -299,6 +299,16 @@ def test_reads_that_start_at_kaiming():
     assert not network.initial_state.requires_grad and network.initial_state.eq(0).all()
 
 
+def test_range_of_the_first_steps():
+    torch.manual_seed(0)
+    network = S6LAResNet(18, base_channels=32, dt_range=[0.1, 1.0])  # a list, as from a config of JSON or YAML
+    network.init_weights()
+    steps = torch.cat([nn.functional.softplus(cell.dt_bias) for cell in network.cells.values()])
+    assert 0.0999 <= steps.min() < 0.15 and 0.7 < steps.max() <= 1.0001
+    with pytest.raises(ValueError, match=r'dt_range=\(1, 0\.1\).*smaller one first'):
+        S6LAResNet(18, dt_range=(1, 0.1))
+
+
 def test_no_state_is_kept_between_calls():
     network = with_readers(build(out_state=True)).eval()
     first = network(images(2))

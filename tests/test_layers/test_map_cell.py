@@ -332,6 +332,7 @@ def test_pooled_state_of_even_size_is_the_plain_average():
         (dict(input_norm='layer'), "input_norm='layer'.*rms.*None"),
         (dict(dt_range=(0.1, 0.001)), r'dt_range=\(0\.1, 0\.001\).*positive.*smaller one first'),
         (dict(dt_range=(0.0, 0.1)), r'dt_range=\(0\.0, 0\.1\).*positive'),
+        (dict(dt_range=0.1), r'dt_range=0\.1.*two positive numbers'),
         (dict(dt_range=(0.1,)), r'dt_range=\(0\.1,\).*two positive numbers'),
     ],
 )
