@@ -128,7 +128,7 @@ def test_analyze_state(folder):
     checkpoint, images = folder / 'trained/iter_4.pth', folder / 'shapes/val'
     out = folder / 'state'
     output = check(run('analyze_state.py', folder / 'tiny.py', checkpoint, images, '--out-dir', out, **data))
-    assert f'Page: {out}/index.html' in output and output.count('holds') == 7
+    assert f'Page: {out}/index.html' in output and output.count('holds') == 7 and '  new 0.' in output
     assert {path.name for path in out.iterdir()} >= {'index.html', 'analysis.json', 'maps_1.png', 'decay.png'}
     plain = ('--cfg-options', 'model.backbone.type=mmdet.ResNet')
     result = run('analyze_state.py', folder / 'tiny.py', checkpoint, images, *plain, '--out-dir', out, **data)

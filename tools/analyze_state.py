@@ -85,9 +85,10 @@ def main() -> None:
     page = write_page(analysis, maps, title, args.checkpoint, args.out_dir)
     summary = analysis.summary()
     for write in summary['writes']:
+        new = '' if write['new'] is None else f'  new {write["new"]:.2f}'
         print(
             f'{write["cell"]:<20} decay {write["decay"][2]:.3f} [{write["decay"][0]:.3f} .. {write["decay"][4]:.3f}]  '
-            f'Δ {write["delta"][2]:.4f}  state {write["state_rms"]:.3f}  holds {write["memory"]:.1f} writes'
+            f'Δ {write["delta"][2]:.4f}  state {write["state_rms"]:.3f}  holds {write["memory"]:.1f} writes{new}'
         )
     print('reads: ' + ', '.join(f'{read["share"]:.3f}' for read in summary['reads']))
     print(f'Page: {page}')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from ..layers import StateRead, TokenRead
 from . import UsageError
 
 SAMPLES = 20000  # of Δ and decay, for each write and image: enough for percentiles, and little memory
+PIXELS = 4096  # of the linear regression, for each write and image
 
 
 @dataclass
@@ -28,6 +30,7 @@ class Write:
         channel_decay (list[Tensor]): Means of the decays over an image, (N,) or (D, N).
         rms (list[float]): Root mean square of the state after it.
         map (Tensor or None): The state after it for the last image, (N, H, W); None for tokens.
+        regression (Regression or None): Of the state on the block's output; None for tokens, whose state has no pixels.
     """
 
     cell: str
@@ -36,6 +39,49 @@ class Write:
     channel_decay: list[Tensor] = field(default_factory=list)
     rms: list[float] = field(default_factory=list)
     map: Tensor | None = None
+    regression: Regression | None = None
+
+
+class Regression:
+    """Least squares with an intercept, over samples that come in parts.
+
+    Example:
+        >>> import torch
+        >>> x, noise = torch.rand(1000, 3), torch.randn(1000, 1)
+        >>> regression = Regression()
+        >>> regression.add(x, x.sum(1, keepdim=True) + 0.5 * noise)  # variances 3 / 12 and 0.5²
+        >>> print(f'{regression.unexplained():.1f}')
+        0.5
+    """
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.moments: Tensor | None = None
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Adds samples of the inputs (samples, D) and the targets (samples, N)."""
+        self.inputs = x.shape[1]
+        rows = torch.cat((x, y), dim=1).double()
+        rows = torch.cat((rows.new_ones(len(rows), 1), rows), dim=1)
+        moments = rows.t() @ rows
+        self.moments = moments if self.moments is None else self.moments + moments
+        self.samples += len(rows)
+
+    def unexplained(self) -> float:
+        """Share of the targets' variance that no linear map of the inputs gives; NaN from too few samples.
+
+        Corrected for the degrees of freedom (adjusted R²): targets that are noise give 1 in the mean.
+        """
+        end = 1 + self.inputs
+        freedom = self.samples - end
+        if freedom < self.inputs:
+            return float('nan')
+        total = self.moments[end:, end:].diagonal() - self.moments[0, end:].square() / self.samples
+        cross = self.moments[:end, end:]
+        # The pseudoinverse, as channels that a ReLU has closed are constant.
+        explained = (cross * (torch.linalg.pinv(self.moments[:end, :end], hermitian=True) @ cross)).sum(0)
+        left = (self.moments[end:, end:].diagonal() - explained).sum() / freedom
+        return float(left / (total.sum() / (self.samples - 1)).clamp(min=1e-300))
 
 
 @dataclass
@@ -111,6 +157,10 @@ class StateAnalysis:
         write.channel_decay.append(decay.mean((0, 2, 3) if is_map else 0).cpu())
         write.rms.append(float(h.float().square().mean().sqrt()))
         write.map = h[0].float().cpu() if is_map else None
+        if is_map:
+            write.regression = write.regression or Regression()
+            pixels = [values.movedim(1, -1).flatten(0, 2) for values in (x, h)]
+            write.regression.add(*(rows[:: max(1, len(rows) // PIXELS)].cpu() for rows in pixels))
 
     @torch.no_grad()
     def _look_at_read(self, reader: nn.Module, args: tuple, out: Tensor) -> None:
@@ -151,7 +201,9 @@ class StateAnalysis:
         """The figures as JSON takes them: percentiles by write, shares by read, and the memory.
 
         ``memory`` of a write is the sum of its row of :meth:`retention`: how many writes, itself included, the state
-        holds, each counted by what is left of it.
+        holds, each counted by what is left of it. ``new`` is the share of the state's variance over the pixels that no
+        linear map of the block's output gives: what the next block's first convolution does not have yet. None for
+        tokens, and where there are too few pixels for as many channels.
         """
         retention = self.retention()
         levels = [5, 25, 50, 75, 95]
@@ -165,10 +217,16 @@ class StateAnalysis:
                     decay=np.percentile(decay.numpy(), levels).tolist(),
                     state_rms=sum(write.rms) / len(write.rms),
                     memory=float(row.nansum()),
+                    new=_finite(write.regression.unexplained()) if write.regression else None,
                 )
             )
         reads = [dict(name=read.name, share=sum(read.share) / len(read.share)) for read in self.reads]
         return dict(percentiles=levels, writes=writes, reads=reads)
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None
 
 
 def _some(values: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import os.path as osp
 
 import matplotlib
@@ -29,8 +30,10 @@ _FIGURES = {
     ),
     'norms.png': (
         'State and reads over depth',
-        'Left: root mean square of the state after every write. Right: that of what a block reads, over that of its '
-        'own first convolution (of the tokens, in a transformer). 0: this block ignores the state.',
+        'Left: root mean square of the state after every write. Middle: that of what a block reads, over that of its '
+        'own first convolution (of the tokens, in a transformer). 0: this block ignores the state. Right: the share of '
+        "the state's variance that is no linear map of the output just written. 0: the next block has all of it "
+        'without the state (not for tokens, and not where there are too few pixels).',
     ),
     'memory.png': (
         'Memory',
@@ -148,15 +151,18 @@ def _draw_delta(analysis: StateAnalysis, summary: dict) -> plt.Figure:
 
 
 def _draw_norms(summary: dict) -> plt.Figure:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout='constrained')
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4), layout='constrained')
     left.plot([write['state_rms'] for write in summary['writes']], marker='.')
     left.set(ylabel='root mean square of the state', ylim=(0, None))
     _label_writes(left, summary)
     names = [read['name'].removesuffix('.read') for read in summary['reads']]
-    right.bar(range(len(names)), [read['share'] for read in summary['reads']])
-    right.set_xticks(range(len(names)), names, rotation=60, ha='right', fontsize=7 if len(names) > 16 else 9)
-    right.set(ylabel='read / own')
-    for axis in (left, right):
+    middle.bar(range(len(names)), [read['share'] for read in summary['reads']])
+    middle.set_xticks(range(len(names)), names, rotation=60, ha='right', fontsize=7 if len(names) > 16 else 9)
+    middle.set(ylabel='read / own')
+    right.plot([math.nan if write['new'] is None else write['new'] for write in summary['writes']], marker='.')
+    right.set(ylabel='share of the state that is new', ylim=(0, 1))
+    _label_writes(right, summary)
+    for axis in (left, middle, right):
         axis.grid(alpha=0.3)
     return figure
 

@@ -1,5 +1,8 @@
 """The analysis of the state: its figures are those of the formula."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from mmdet.models import ResNet
@@ -8,7 +11,7 @@ from torch import nn
 from s6la_mm.backbones import S6LAResNet, S6LAViT
 from s6la_mm.layers import StateRead
 from s6la_mm.utils import UsageError
-from s6la_mm.utils.state_analysis import StateAnalysis, liveliest_channels
+from s6la_mm.utils.state_analysis import Regression, StateAnalysis, liveliest_channels
 from s6la_mm.utils.state_figures import write_page
 
 
@@ -89,6 +92,40 @@ def test_several_images_and_the_page(tmp_path):
         assert f'src="{name}.png"' in text and (tmp_path / f'{name}.png').stat().st_size > 5000
 
 
+def test_what_is_new_of_the_state():
+    """Against NumPy's least squares, over two images of different sizes."""
+    backbone, images = small(), (torch.rand(1, 3, 96, 96), torch.rand(1, 3, 65, 129))
+    pairs = []
+    watched = backbone.cells['layer1'].register_forward_hook(
+        lambda _, args, h: pairs.append([v.movedim(1, -1).flatten(0, 2).double().numpy() for v in (args[0], h)])
+    )
+    summary = look(backbone, *images).summary()
+    watched.remove()
+    x, h = (np.concatenate(parts) for parts in zip(*pairs[1::2]))  # the second write of each image
+    ones = np.hstack((np.ones((len(x), 1)), x))
+    rest = h - ones @ np.linalg.lstsq(ones, h, rcond=None)[0]
+    expected = (rest**2).sum() / (len(x) - 9) / (((h - h.mean(0)) ** 2).sum() / (len(x) - 1))
+    assert 0.01 < expected < 0.99
+    assert summary['writes'][1]['new'] == pytest.approx(expected, rel=1e-6)
+    assert summary['writes'][6]['new'] is None  # 64 channels, 9 + 15 pixels
+
+
+def test_least_squares_of_noise_and_of_what_depends():
+    torch.manual_seed(0)
+    x, y = torch.rand(600, 20), torch.randn(600, 3)
+    dead = torch.cat((x, torch.zeros(600, 2)), dim=1)  # channels that a ReLU has closed
+    noise, exact = Regression(), Regression()
+    for part in (slice(0, 100), slice(100, 600)):
+        noise.add(dead[part], y[part])
+        exact.add(dead[part], x[part] @ torch.rand(20, 3, generator=torch.Generator().manual_seed(1)) + 5)
+    # 1 in the mean; a standard deviation of sqrt(2 / (3 * 580)) is 0.034
+    assert noise.unexplained() == pytest.approx(1, abs=0.12)
+    assert exact.unexplained() == pytest.approx(0, abs=1e-9)
+    few = Regression()
+    few.add(x[:30], y[:30])
+    assert math.isnan(few.unexplained())
+
+
 def test_tokens():
     """A transformer: the state has no map, and a reader at zero reads nothing."""
     arch = dict(embed_dims=16, num_layers=3, num_heads=2, feedforward_channels=32)
@@ -97,6 +134,7 @@ def test_tokens():
     assert analysis.writes and all(write.map is None for write in analysis.writes)
     assert [read.share for read in analysis.reads] == [[0.0]] * len(analysis.reads)
     assert analysis.retention().diagonal().eq(1).all()
+    assert {write['new'] for write in analysis.summary()['writes']} == {None}
 
 
 def test_more_samples_than_torch_sorts():
