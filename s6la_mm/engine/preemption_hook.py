@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
+from multiprocessing.util import Finalize
 from types import FrameType
 
 import torch
@@ -14,7 +15,7 @@ from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
-from torch import distributed
+from torch import Tensor, distributed
 
 from ..utils.files import write_atomically
 from .checkpoint_hook import SafeCheckpointHook
@@ -60,9 +61,12 @@ class PreemptionHook(Hook):
         if threading.current_thread() is not threading.main_thread():
             return
         self._previous = {number: signal.signal(number, self._note) for number in self.signals}
+        is_running = torch.ones(1, dtype=torch.bool).share_memory_()
+        # At the exit of this process, whatever ends it, before multiprocessing sends its workers SIGTERM.
+        Finalize(None, is_running.zero_, exitpriority=0)
         for loader in (runner.train_dataloader, runner.val_loop and runner.val_dataloader):
             if loader and loader.num_workers:
-                loader.worker_init_fn = partial(_start_worker, self.signals, loader.worker_init_fn)
+                loader.worker_init_fn = partial(_start_worker, self.signals, is_running, loader.worker_init_fn)
         if runner.distributed:
             # Of its own and on the CPU: the others would wait for the device at each agreement.
             self._group = distributed.new_group(backend='gloo')
@@ -116,12 +120,18 @@ class PreemptionHook(Hook):
         raise SystemExit(PREEMPTED_STATUS)
 
 
-def _start_worker(signals: list[signal.Signals], init_fn: Callable | None, worker_id: int) -> None:
+def _start_worker(signals: list[signal.Signals], is_running: Tensor, init_fn: Callable | None, worker_id: int) -> None:
     """Lets a data loader's worker, to which Slurm and torchrun send their signals too, outlive the last iterations.
 
     It ends with its training; and if that is too busy to end it, a minute after the signal.
     """
+
+    def note(*_) -> None:
+        if not is_running:
+            os._exit(0)  # as PyTorch's own handler, which this one replaces, when its training exits
+        signal.alarm(60)
+
     for number in signals:
-        signal.signal(number, lambda *_: signal.alarm(60))
+        signal.signal(number, note)
     if init_fn is not None:
         init_fn(worker_id)

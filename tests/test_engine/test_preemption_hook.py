@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
 from mmengine.hooks import Hook
+from tool_runner import ROOT, environment
 from toy_runner import build
 
 from s6la_mm.engine import PREEMPTED_STATUS, PreemptionHook, find_last_good
@@ -53,6 +57,32 @@ def test_signal_saves_and_the_resumed_run_is_the_same(tmp_path, monkeypatch, num
     assert all(torch.equal(state[name], value) for name, value in expected.items())
     names = sorted(p.name for p in (tmp_path / 'run').glob('*.pth'))
     assert names == ['epoch_1.pth', 'epoch_2.pth', 'epoch_3.pth']  # the extra one is gone
+
+
+TRAINING = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from toy_runner import build
+from s6la_mm.engine import PreemptionHook
+
+runner = build({work_dir!r}, epochs=False, workers=1, hooks=[PreemptionHook()])
+if {fails}:
+    runner.train_loop.run_iter = None
+try:
+    runner.train()
+finally:
+    print('end', time.time(), flush=True)
+"""
+
+
+@pytest.mark.parametrize('fails', [False, True])
+def test_workers_end_with_the_training(tmp_path, fails):
+    """multiprocessing ends them with SIGTERM, which is not the signal of a scheduler, to be outlived for a minute."""
+    code = TRAINING.format(tests=str(ROOT / 'tests'), work_dir=str(tmp_path / 'run'), fails=fails)
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=environment())
+    waited = time.time() - float(result.stdout.rpartition('end')[2])
+    assert result.returncode == fails and ("'NoneType' object is not callable" in result.stderr) == fails
+    assert waited < 30 and 'killed by signal' not in result.stderr, result.stderr
 
 
 def test_signal_during_an_evaluation(tmp_path):
