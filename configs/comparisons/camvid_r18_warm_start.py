@@ -8,5 +8,6 @@ runs = [
     dict(name='plain', cfg_options={'model.backbone': plain}),
     dict(name='continued plain', start='plain', cfg_options={'model.backbone': plain}),
     dict(name='continued with S6LA', start='plain'),
+    dict(name='the same, steps from 0.1 to 1', start='plain', cfg_options={'model.backbone.dt_range': (0.1, 1.0)}),
 ]
 del plain
