@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import os.path as osp
+import shlex
 import signal
 import subprocess
 import sys
@@ -263,7 +264,8 @@ def main() -> None:
         if complete and plan.shape and args.rounds and not osp.exists(costs):
             print('measuring times and memory', flush=True)
             write_atomically(costs, json.dumps(measure_costs(plan, args.rounds)))
-        print(write_report(plan, runs, read_json(costs), args.report, ' '.join(sys.argv), read_json(trained_on)))
+        anew = shlex.join(arg for arg in sys.argv if arg != '--report-only')
+        print(write_report(plan, runs, read_json(costs), args.report, anew, read_json(trained_on)))
     if not complete:
         print('stopped: the same command goes on', file=sys.stderr)
         sys.exit(PREEMPTED_STATUS)

@@ -27,7 +27,7 @@ def write_report(
         runs (Sequence[Run]): All its runs, in whatever state.
         costs (dict, optional): What tools/compare.py measured.
         folder (str): Where the files go; made if it is missing.
-        command (str): The command line, for the report.
+        command (str): The command line that trains and reports all of it, for the report.
         trained_on (str, optional): The hardware of the trainings, where it is known.
 
     Returns:
