@@ -33,7 +33,7 @@ from s6la_mm.utils import UsageError
 from s6la_mm.utils.benchmark import PeakMemory, alternating_rounds, describe_device, run_in_child
 from s6la_mm.utils.capacity import random_batch, without_downloads
 from s6la_mm.utils.cli import clear_errors, explain, require_writable
-from s6la_mm.utils.comparison import Plan, Run, read_plan
+from s6la_mm.utils.comparison import Plan, Run, read_plan, take_earlier
 from s6la_mm.utils.comparison_report import write_report
 from s6la_mm.utils.files import read_json, write_atomically
 
@@ -48,6 +48,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--report', help='folder of the report (default: OUT/report)')
     parser.add_argument('--jobs', type=int, default=max(torch.cuda.device_count(), 1), help='trainings at a time')
     parser.add_argument('--threads', type=int, help='CPU threads of a training (default: cores / jobs)')
+    parser.add_argument(
+        '--earlier',
+        nargs='+',
+        default=[],
+        metavar='RESULTS',
+        help='results.json of earlier reports: what has finished there with the same settings is not trained again',
+    )
     parser.add_argument('--rounds', type=int, default=10, help='rounds of the measurement of times; 0: no times')
     parser.add_argument('--retry', action='store_true', help='train again what has failed')
     parser.add_argument('--report-only', action='store_true', help='train nothing, report what is there')
@@ -167,6 +174,7 @@ def train_all(plan: Plan, runs: list[Run], args: argparse.Namespace) -> bool:
 
 def _train_all(plan: Plan, runs: list[Run], args: argparse.Namespace, active: list[tuple], stopped: list[int]) -> None:
     by_key = {(run.variant.name, run.seed): run for run in runs}
+    hardware = f'{describe_device(get_device(), args.threads)} ({args.jobs} at a time)'
     waiting = [run for run in runs if is_due(run, args.retry)]
     for run in waiting:
         run.forget_outcome()  # else what starts from it would take the old failure for the new outcome
@@ -175,7 +183,7 @@ def _train_all(plan: Plan, runs: list[Run], args: argparse.Namespace, active: li
         for entry in [entry for entry in active if entry[0].poll() is not None]:
             active.remove(entry)
             free.append(entry[2])
-            finish(entry[1], entry[0].returncode, plan.metric)
+            finish(entry[1], entry[0].returncode, plan.metric, hardware)
         ready = [run for run in waiting if is_ready(run, by_key)]
         while ready and free:
             run = ready.pop(0)
@@ -197,12 +205,12 @@ def is_ready(run: Run, by_key: dict[tuple[str, int], Run]) -> bool:
     return start is None or start.outcome() is not None
 
 
-def finish(run: Run, status: int, metric: str) -> None:
+def finish(run: Run, status: int, metric: str, hardware: str) -> None:
     """Notes how a training ended; one that a signal stopped has not."""
     if status == 0:
-        run.write_outcome('finished')
+        run.write_outcome('finished', trained_on=hardware)
     elif status > 0 and status != PREEMPTED_STATUS:
-        run.write_outcome('failed', reason_of(run, status))
+        run.write_outcome('failed', reason_of(run, status), hardware)
     progress = run.progress(metric)
     text = f'{metric} {progress.value:.4g}' if progress.value is not None else progress.reason
     now = time.strftime('%H:%M:%S')
@@ -255,17 +263,14 @@ def main() -> None:
         require_writable(args.out)
         out = osp.abspath(args.out)
         runs = [Run(v, seed, osp.join(out, v.name, f'seed_{seed}')) for seed in plan.seeds for v in plan.variants]
-        complete = True
-        trained_on, costs = osp.join(out, 'trained_on.json'), osp.join(out, 'costs.json')
-        if not args.report_only:
-            hardware = describe_device(get_device(), args.threads)
-            write_atomically(trained_on, json.dumps(f'{args.jobs} at a time, each on {hardware}'))
-            complete = train_all(plan, runs, args)
+        runs = take_earlier(plan, runs, args.earlier)
+        complete = args.report_only or train_all(plan, runs, args)
+        costs = osp.join(out, 'costs.json')
         if complete and plan.shape and args.rounds and not osp.exists(costs):
             print('measuring times and memory', flush=True)
             write_atomically(costs, json.dumps(measure_costs(plan, args.rounds)))
         anew = shlex.join(arg for arg in sys.argv if arg != '--report-only')
-        print(write_report(plan, runs, read_json(costs), args.report, anew, read_json(trained_on)))
+        print(write_report(plan, runs, read_json(costs), args.report, anew))
     if not complete:
         print('stopped: the same command goes on', file=sys.stderr)
         sys.exit(PREEMPTED_STATUS)

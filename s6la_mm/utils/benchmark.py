@@ -85,7 +85,8 @@ def describe_device(device: str, threads: int | None = None) -> str:
     if device.startswith('cuda'):
         tf32 = 'TF32' if torch.backends.cudnn.allow_tf32 else 'float32'
         return f'{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}, float32 convolutions in {tf32}'
-    return f'CPU, {threads or torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}'
+    threads = threads or torch.get_num_threads()
+    return f'CPU, {threads} thread{"s" * (threads > 1)}, {torch.backends.cpu.get_cpu_capability()}'
 
 
 def seconds_per_call(function: Callable[[], object], device: str, calls: int = 1) -> float:

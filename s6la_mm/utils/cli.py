@@ -23,7 +23,7 @@ _MISSING_FILE = re.compile(
     r'|Failed to load `ann_file` (?P<ann>\S+)'
 )
 # The environment variables of configs/_base_: where the data is if they are not set, and what is there.
-_DATA_ROOTS = {
+DATA_ROOTS = {
     'COCO_ROOT': ('data/coco', 'annotations/, train2017/ and val2017/'),
     'ADE20K_ROOT': ('data/ade/ADEChallengeData2016', 'images/ and annotations/'),
     'CAMVID_ROOT': ('data/camvid', 'images/ and annotations/'),
@@ -229,7 +229,7 @@ def _missing_path(error: BaseException, text: str) -> str | None:
 
 
 def _what_to_set(path: str, cfg: Config | None) -> str:
-    for variable, (default, content) in _DATA_ROOTS.items():
+    for variable, (default, content) in DATA_ROOTS.items():
         root = os.environ.get(variable, default)
         if _is_under(path, root):
             return f'Set the environment variable {variable} (now {root!r}) to the folder that holds {content}.'

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 import os
 import os.path as osp
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from mmengine.config import Config
 from scipy import stats
 
 from . import UsageError
-from .cli import require_file
+from .cli import DATA_ROOTS, require_file
 from .files import read_json, write_atomically
 from .logs import read_losses
 
@@ -185,6 +186,7 @@ class Progress(NamedTuple):
     curve: dict[int, float]
     losses: dict[int, float]
     reason: str = ''
+    trained_on: str = ''
 
     @property
     def final_loss(self) -> float | None:
@@ -196,11 +198,19 @@ class Progress(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """One training: a variant with a seed, in a folder of its own."""
+    """One training: a variant with a seed, in a folder of its own.
+
+    Attributes:
+        variant (Variant): What is trained.
+        seed (int): With which seed.
+        folder (str): Where.
+        earlier (Progress or None): What an earlier report says of the same training, which is then finished already.
+    """
 
     variant: Variant
     seed: int
     folder: str
+    earlier: Progress | None = None
 
     @property
     def config_path(self) -> str:
@@ -213,12 +223,14 @@ class Run:
 
     def outcome(self) -> dict | None:
         """How it ended, None if it did not."""
-        return read_json(self._outcome_path)
+        here = read_json(self._outcome_path)
+        return dict(status=self.earlier.status) if here is None and self.earlier else here
 
-    def write_outcome(self, status: str, reason: str = '') -> None:
-        """Notes how it ended; a run may fail before it has a folder."""
+    def write_outcome(self, status: str, reason: str = '', trained_on: str = '') -> None:
+        """Notes how it ended, and on which hardware; a run may fail before it has a folder."""
         os.makedirs(self.folder, exist_ok=True)
-        write_atomically(self._outcome_path, json.dumps(dict(status=status, reason=reason)))
+        outcome = dict(status=status, reason=reason, trained_on=trained_on)
+        write_atomically(self._outcome_path, json.dumps(outcome))
 
     def forget_outcome(self) -> None:
         """Makes a run that has ended one to be trained; nothing else of it is lost."""
@@ -226,7 +238,9 @@ class Run:
             os.remove(self._outcome_path)
 
     def progress(self, metric: str) -> Progress:
-        """What its files say."""
+        """What its files say, or an earlier report where they are not there."""
+        if self.earlier and read_json(self._outcome_path) is None:
+            return self.earlier
         evaluations = read_json(osp.join(self.folder, 'evaluations.json')) or {}
         curve = {int(step): numbers[metric] for step, numbers in evaluations.items() if metric in numbers}
         losses = dict(read_losses(self.folder))
@@ -238,7 +252,65 @@ class Run:
         value = curve[max(curve)] if outcome['status'] == 'finished' and curve else None
         if outcome['status'] == 'finished' and value is None:
             return Progress('failed', iteration, None, curve, losses, f'no evaluation gave {metric}')
-        return Progress(outcome['status'], iteration, value, curve, losses, outcome['reason'])
+        trained_on = outcome.get('trained_on', '')
+        return Progress(outcome['status'], iteration, value, curve, losses, outcome['reason'], trained_on)
+
+
+def digests(plan: Plan) -> dict[str, str]:
+    """A hash of all settings of every variant, and of what it starts from, by its name; not of where the data lie."""
+    roots = (*DATA_ROOTS, 'S6LA_SHAPES_ROOT')
+    kept = {name: os.environ.pop(name) for name in roots if name in os.environ}
+    try:
+        found: dict[str, str] = {}
+        for variant in plan.variants:
+            text = variant.build_config().pretty_text + found.get(variant.start, '')
+            found[variant.name] = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return found
+    finally:
+        os.environ.update(kept)
+
+
+def take_earlier(plan: Plan, runs: Sequence[Run], paths: Sequence[str]) -> list[Run]:
+    """Takes the finished runs of earlier reports, of other machines for example, so that they are not trained again.
+
+    Args:
+        plan (Plan): The plan.
+        runs (Sequence[Run]): Its runs, each behind the one that it starts from.
+        paths (Sequence[str]): Files ``results.json``. Their runs count by settings and seed, whatever their names.
+
+    Returns:
+        list[Run]: The runs, some with what is known of them. A run from which another is still to start is not taken:
+            its weights are not in the report.
+
+    Raises:
+        FileNotFoundError: If a file is not there.
+        UsageError: If one is no report.
+    """
+    known = {}
+    for path in paths:
+        require_file(path, 'earlier report')
+        try:
+            for entry in read_json(path)['runs']:
+                if entry['status'] == 'finished':
+                    known[entry.pop('settings'), entry['seed']] = _read_progress(entry)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(f'{path} is no results.json of this version of the report: {error!r}') from error
+    settings = digests(plan) if known else {}
+    taken: list[Run] = []
+    needed = set()
+    for run in reversed(runs):
+        key = run.variant.name, run.seed
+        found = known.get((settings.get(run.variant.name), run.seed))
+        run = replace(run, earlier=None if key in needed else found)
+        if run.outcome() is None:
+            needed.add((run.variant.start, run.seed))
+        taken.append(run)
+    return taken[::-1]
+
+
+def _read_progress(entry: dict) -> Progress:
+    numbers = {name: {int(step): value for step, value in entry[name].items()} for name in ('curve', 'losses')}
+    return Progress(**{name: entry[name] for name in Progress._fields} | numbers)
 
 
 class Difference(NamedTuple):

@@ -7,19 +7,18 @@ import os
 import os.path as osp
 import platform
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from importlib import import_module
 
 from .benchmark import paired_ratios
-from .comparison import Plan, Progress, Run, paired_difference
+from .comparison import Plan, Progress, Run, digests, paired_difference
 from .files import write_atomically
 
 _PACKAGES = ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 's6la_mm')
 
 
-def write_report(
-    plan: Plan, runs: Sequence[Run], costs: dict | None, folder: str, command: str, trained_on: str | None = None
-) -> str:
+def write_report(plan: Plan, runs: Sequence[Run], costs: dict | None, folder: str, command: str) -> str:
     """Writes ``README.md``, ``curves.png`` and ``results.json``.
 
     Args:
@@ -28,7 +27,6 @@ def write_report(
         costs (dict, optional): What tools/compare.py measured.
         folder (str): Where the files go; made if it is missing.
         command (str): The command line that trains and reports all of it, for the report.
-        trained_on (str, optional): The hardware of the trainings, where it is known.
 
     Returns:
         str: The tables, as in the report.
@@ -42,20 +40,20 @@ def write_report(
     text = [f'# {plan.title}', '', plan.notes, '', tables, '', '![curves](curves.png)', '']
     if problems:
         text += ['## Not finished', '', *problems, '']
-    text += ['## Settings', '', *_settings(plan, costs, command, trained_on)]
+    text += ['## Settings', '', *_settings(plan, table, costs, command)]
     draw_curves(plan, table, osp.join(folder, 'curves.png'))
     write_atomically(osp.join(folder, 'README.md'), '\n'.join(text).replace('\n\n\n', '\n\n') + '\n')
+    settings = digests(plan)
     results = dict(
         metric=plan.metric,
         reference=plan.reference,
         versions=_versions(),
         runs=[
-            dict(name=name, seed=seed, **progress._asdict())
+            dict(name=name, seed=seed, settings=settings[name], **progress._asdict())
             for name, by in table.items()
             for seed, progress in by.items()
         ],
         costs=costs,
-        trained_on=trained_on,
     )
     write_atomically(osp.join(folder, 'results.json'), json.dumps(results, indent=1) + '\n')
     return '\n'.join([tables, *problems])
@@ -159,10 +157,12 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _settings(plan: Plan, costs: dict | None, command: str, trained_on: str | None) -> list[str]:
+def _settings(plan: Plan, table: dict[str, dict[int, Progress]], costs: dict | None, command: str) -> list[str]:
+    finished = [p for by_seed in table.values() for p in by_seed.values() if p.status == 'finished']
+    trained_on = Counter(progress.trained_on or 'hardware that was not noted' for progress in finished)
     lines = [
         f'- Command: `{command}`',
-        f'- Trainings: {trained_on or "hardware not known"}',
+        '- Finished trainings: ' + '; '.join(f'{count} on {hardware}' for hardware, count in trained_on.items()),
         '- Versions: ' + ', '.join(f'{name} {version}' for name, version in _versions().items()),
         f'- Seeds: {", ".join(map(str, plan.seeds))}',
     ]

@@ -11,7 +11,7 @@ from tool_runner import ROOT
 
 from s6la_mm.backbones.architectures import on_meta_device
 from s6la_mm.utils import UsageError
-from s6la_mm.utils.comparison import Run, metrics_of, paired_difference, read_plan
+from s6la_mm.utils.comparison import Run, metrics_of, paired_difference, read_plan, take_earlier
 from s6la_mm.utils.comparison_report import write_report
 
 COMPARISONS = ROOT / 'configs/comparisons'
@@ -114,7 +114,7 @@ def test_report_of_runs_in_every_state(plan_file, tmp_path):
     plan = read_plan(plan_file())
     runs = [Run(variant, seed, tmp_path / variant.name / str(seed)) for variant in plan.variants for seed in plan.seeds]
     (a0, a1, a2), (b0, b1, b2) = runs[:3], runs[3:]
-    write_run(a0, {2: 30.0, 4: 40.0}, {1: 2.0, 2: 1.5}, ('finished',))
+    write_run(a0, {2: 30.0, 4: 40.0}, {1: 2.0, 2: 1.5}, ('finished', '', 'an abacus'))
     write_run(a1, {2: 30.0, 4: 42.0}, {1: 2.0, 2: 1.5}, ('finished',))
     write_run(a2, {2: 31.0}, {1: 2.0, 2: 1.5})
     write_run(b0, {4: 41.0}, {1: 2.0, 2: 1.4}, ('finished',))
@@ -129,7 +129,7 @@ def test_report_of_runs_in_every_state(plan_file, tmp_path):
         costs['models'][name] = dict(parameters=10**6, flops=10**9, memory=2**20, seconds=[1.0, 2.0])
     report = tmp_path / 'report'
     costs_plan = read_plan(plan_file('shape = (8, 8)\n'))
-    tables = write_report(costs_plan, runs, costs, str(report), 'compare.py plan.py', 'an abacus')
+    tables = write_report(costs_plan, runs, costs, str(report), 'compare.py plan.py')
     assert '| plain | 2 of 3 | 41.00 ± 1.41 |' in tables
     # Student's t with one degree of freedom: 1.5 ± 12.7062 * 0.7071 / sqrt(2)
     assert '| other | 2 of 3 | 42.50 ± 2.12 | +1.50 [-4.85, +7.85] | 1.00 M | 1.00 |' in tables
@@ -143,12 +143,63 @@ def test_report_of_runs_in_every_state(plan_file, tmp_path):
     assert '- other, seed 2: failed at iteration 3: loss is NaN' in text
     assert (
         'compare.py plan.py' in text
-        and '- Trainings: an abacus' in text
+        and '- Finished trainings: 1 on an abacus; 3 on hardware that was not noted\n' in text
         and '`model.backbone.depth = 34`' in text
         and 'torch ' in text
     )
     assert len(json.loads((report / 'results.json').read_text())['runs']) == 6
     assert (report / 'curves.png').stat().st_size > 5000
+
+
+def results_of(tmp_path, plan, folder: str, **curves) -> str:
+    """The results.json of a report in which the variants that are named have finished with all seeds."""
+    runs = [Run(v, seed, tmp_path / folder / v.name / str(seed)) for seed in plan.seeds for v in plan.variants]
+    for run in runs:
+        if run.variant.name in curves:
+            write_run(run, {4: curves[run.variant.name] + run.seed}, {1: 2.0, 4: 1.5}, ('finished', '', 'an abacus'))
+    write_report(plan, runs, None, str(tmp_path / folder / 'report'), '')
+    return str(tmp_path / folder / 'report/results.json')
+
+
+def test_runs_of_an_earlier_report(plan_file, tmp_path, monkeypatch):
+    """They count by settings and seed, not by name or by where the data lie."""
+    base = tmp_path / 'base.py'
+    base.write_text(CONFIG + "data_root = '{{$CAMVID_ROOT:data/camvid}}'\n")
+    monkeypatch.setenv('CAMVID_ROOT', '/there')
+    earlier = results_of(tmp_path, read_plan(plan_file()), 'there', plain=40.0)
+    monkeypatch.setenv('CAMVID_ROOT', '/here')
+    plan = read_plan(plan_file("seeds = [1, 5]\nruns = [dict(name='renamed'), dict(name='o', cfg_options={'x': 1})]\n"))
+    runs = [Run(v, seed, tmp_path / 'here' / v.name / str(seed)) for seed in plan.seeds for v in plan.variants]
+    taken = take_earlier(plan, runs, [earlier])
+    found = [run.progress('mIoU') for run in taken]
+    assert [progress.status for progress in found] == ['finished', *['not started'] * 3]
+    assert found[0].value == 41.0 and found[0].losses == {1: 2.0, 4: 1.5} and found[0].trained_on == 'an abacus'
+    assert taken[0].outcome() and not taken[1].outcome()
+    tables = write_report(plan, taken, None, str(tmp_path / 'report'), '')
+    assert '| renamed | 41.00 | not started |' in tables
+    base.write_text(base.read_text() + 'setting = 2\n')
+    assert take_earlier(read_plan(plan.path), runs, [earlier]) == runs
+
+
+def test_an_earlier_run_without_weights_is_no_start(plan_file, tmp_path):
+    text = (
+        "runs = [dict(name='a'), dict(name='b', start='a'), dict(name='c', start='b')]\nreference = 'a'\nseeds = [0]\n"
+    )
+    plan = read_plan(plan_file(text))
+    runs = [Run(v, 0, tmp_path / v.name) for v in plan.variants]
+    for given, expected in (('a', ''), ('ab', ''), ('abc', 'abc'), ('c', 'c')):
+        earlier = results_of(tmp_path, plan, given, **dict.fromkeys(given, 40.0))
+        taken = take_earlier(plan, runs, [earlier])
+        assert ''.join(run.variant.name for run in taken if run.outcome()) == expected, given
+
+
+@pytest.mark.parametrize('text', ['{', '[]', '{"runs": [{"status": "finished", "seed": 0}]}'])
+def test_what_is_no_earlier_report(plan_file, tmp_path, text):
+    (tmp_path / 'results.json').write_text(text)
+    with pytest.raises(UsageError, match=r'results\.json is no results.json of this version'):
+        take_earlier(read_plan(plan_file()), [], [str(tmp_path / 'results.json')])
+    with pytest.raises(FileNotFoundError, match=r"earlier report '.*none\.json' does not exist"):
+        take_earlier(read_plan(plan_file()), [], [str(tmp_path / 'none.json')])
 
 
 def test_a_run_that_has_not_started(plan_file, tmp_path):
