@@ -83,6 +83,19 @@ def test_stopped_resumed_and_reported(folder):
     again = json.loads((folder / 'again/results.json').read_text())
     assert again['runs'] == results['runs']
 
+    elsewhere = ('--report-only', '--earlier', folder / 'again/results.json', '--out', folder / 'elsewhere')
+    (folder / 'plan.py').write_text(PLAN + "runs = [dict(name='renamed'), dict(name='new', start='renamed')]\n")
+    result = run('compare.py', folder / 'plan.py', *elsewhere, **data)
+    assert result.returncode == 1 and '- new, seed 3: not started' in result.stdout
+    assert (
+        '- renamed, seed 3: not started' in result.stdout
+    )  # the weights, from which the new one starts, are not there
+    (folder / 'plan.py').write_text(PLAN + "runs = [dict(name='renamed')]\n")
+    assert '| renamed | 1 of 1 |' in check(run('compare.py', folder / 'plan.py', *elsewhere, **data))
+    assert '- Finished trainings: 1 on CPU, ' in (folder / 'elsewhere/report/README.md').read_text()
+    output = run('compare.py', *command, '--report-only', **data).stdout  # times of other models are in its folder
+    assert '| renamed | 0 of 1 | – |' in output and 'GFLOPs' not in output
+
     (folder / 'plan.py').write_text(PLAN.replace("'train_cfg.max_iters': 2", "'train_cfg.max_iters': 3"))
     (folder / 'out/later/seed_3/outcome.json').unlink()
     result = run('compare.py', *command, **data)

@@ -265,12 +265,16 @@ def main() -> None:
         runs = [Run(v, seed, osp.join(out, v.name, f'seed_{seed}')) for seed in plan.seeds for v in plan.variants]
         runs = take_earlier(plan, runs, args.earlier)
         complete = args.report_only or train_all(plan, runs, args)
-        costs = osp.join(out, 'costs.json')
-        if complete and plan.shape and args.rounds and not osp.exists(costs):
+        path = osp.join(out, 'costs.json')
+        costs = read_json(path)
+        if costs and set(costs['models']) != {variant.name for variant in plan.variants}:
+            costs = None  # of the plan as it was
+        if complete and plan.shape and args.rounds and not costs:
             print('measuring times and memory', flush=True)
-            write_atomically(costs, json.dumps(measure_costs(plan, args.rounds)))
+            costs = measure_costs(plan, args.rounds)
+            write_atomically(path, json.dumps(costs))
         anew = shlex.join(arg for arg in sys.argv if arg != '--report-only')
-        print(write_report(plan, runs, read_json(costs), args.report, anew))
+        print(write_report(plan, runs, costs, args.report, anew))
     if not complete:
         print('stopped: the same command goes on', file=sys.stderr)
         sys.exit(PREEMPTED_STATUS)

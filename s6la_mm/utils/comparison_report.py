@@ -159,10 +159,11 @@ def _versions() -> dict[str, str]:
 
 def _settings(plan: Plan, table: dict[str, dict[int, Progress]], costs: dict | None, command: str) -> list[str]:
     finished = [p for by_seed in table.values() for p in by_seed.values() if p.status == 'finished']
-    trained_on = Counter(progress.trained_on or 'hardware that was not noted' for progress in finished)
+    counts = Counter(progress.trained_on or 'hardware that was not noted' for progress in finished)
+    trained_on = '; '.join(f'{count} on {hardware}' for hardware, count in counts.items())
     lines = [
         f'- Command: `{command}`',
-        '- Finished trainings: ' + '; '.join(f'{count} on {hardware}' for hardware, count in trained_on.items()),
+        f'- Finished trainings: {trained_on or "none"}',
         '- Versions: ' + ', '.join(f'{name} {version}' for name, version in _versions().items()),
         f'- Seeds: {", ".join(map(str, plan.seeds))}',
     ]
