@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import os.path as osp
@@ -202,15 +203,14 @@ def draw_curves(plan: Plan, table: dict[str, dict[int, Progress]], path: str) ->
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
-    for name, by_seed in table.items():
+    colors = plt.get_cmap('tab10' if len(table) <= 10 else 'tab20').colors
+    for color, (name, by_seed) in zip(itertools.cycle(colors), table.items()):
         for axis, curves in zip(axes, ([p.curve for p in by_seed.values()], [p.losses for p in by_seed.values()])):
             curves = [curve for curve in curves if curve]
             steps = sorted({step for curve in curves for step in curve})
             groups = [[curve[step] for curve in curves if step in curve] for step in steps]
-            (line,) = axis.plot(steps, [statistics.mean(group) for group in groups], label=name, marker='.', ms=4)
-            axis.fill_between(
-                steps, [min(g) for g in groups], [max(g) for g in groups], alpha=0.15, color=line.get_color()
-            )
+            axis.plot(steps, [statistics.mean(group) for group in groups], label=name, color=color, marker='.', ms=4)
+            axis.fill_between(steps, [min(g) for g in groups], [max(g) for g in groups], alpha=0.15, color=color)
     for axis, title in zip(axes, (f'validation {plan.metric}', 'training loss')):
         axis.set(xlabel='iteration', title=f'{title}: mean and range of the seeds')
         axis.grid(alpha=0.3)
