@@ -87,9 +87,8 @@ def test_stopped_resumed_and_reported(folder):
     (folder / 'plan.py').write_text(PLAN + "runs = [dict(name='renamed'), dict(name='new', start='renamed')]\n")
     result = run('compare.py', folder / 'plan.py', *elsewhere, **data)
     assert result.returncode == 1 and '- new, seed 3: not started' in result.stdout
-    assert (
-        '- renamed, seed 3: not started' in result.stdout
-    )  # the weights, from which the new one starts, are not there
+    # The weights from which the new one starts are not in the report.
+    assert '- renamed, seed 3: not started' in result.stdout
     (folder / 'plan.py').write_text(PLAN + "runs = [dict(name='renamed')]\n")
     assert '| renamed | 1 of 1 |' in check(run('compare.py', folder / 'plan.py', *elsewhere, **data))
     assert '- Finished trainings: 1 on CPU, ' in (folder / 'elsewhere/report/README.md').read_text()

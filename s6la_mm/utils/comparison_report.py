@@ -64,22 +64,27 @@ def _results(plan: Plan, table: dict[str, dict[int, Progress]], costs: dict | No
     head = ['model', 'runs', f'{plan.metric}, mean ± sd', f'minus {plan.reference} [95 % interval]']
     if costs:
         head += ['parameters', 'GFLOPs', 's / step', f'step / {plan.reference} [min .. max]', 'peak memory']
-    rows = [head, ['---'] * len(head)]
+    rows = [head]
     values = _known({name: {s: p.value for s, p in by_seed.items()} for name, by_seed in table.items()})
     for name in table:
         cells = [name, f'{len(values[name])} of {len(plan.seeds)}', *_compared(values, name, plan.reference)]
         if costs:
             cells += _cost_cells(costs['models'], name, plan.reference)
         rows.append(cells)
-    return ['| ' + ' | '.join(row) + ' |' for row in rows]
+    return _table(rows)
 
 
 def _losses(plan: Plan, table: dict[str, dict[int, Progress]]) -> list[str]:
     losses = _known({name: {s: p.final_loss for s, p in by_seed.items()} for name, by_seed in table.items()})
     head = ['model', 'training loss, last quarter', f'minus {plan.reference} [95 % interval]']
-    rows = [head, ['---'] * len(head)]
+    rows = [head]
     rows += [[name, *_compared(losses, name, plan.reference, digits=4)] for name in table]
-    return ['| ' + ' | '.join(row) + ' |' for row in rows]
+    return _table(rows)
+
+
+def _table(rows: list[list[str]]) -> list[str]:
+    """Lines of a Markdown table whose head is the first row."""
+    return ['| ' + ' | '.join(row) + ' |' for row in (rows[0], ['---'] * len(rows[0]), *rows[1:])]
 
 
 def _known(values: dict[str, dict[int, float | None]]) -> dict[str, dict[int, float]]:
@@ -131,11 +136,11 @@ def _cost_cells(models: dict, name: str, reference: str) -> list[str]:
 
 
 def _seeds(plan: Plan, table: dict[str, dict[int, Progress]]) -> list[str]:
-    rows = [['model', *(f'seed {seed}' for seed in plan.seeds)], ['---'] * (len(plan.seeds) + 1)]
+    rows = [['model', *(f'seed {seed}' for seed in plan.seeds)]]
     for name, by_seed in table.items():
         cells = [by_seed[seed] for seed in plan.seeds]
         rows.append([name, *(_number(c.value) if c.value is not None else c.status for c in cells)])
-    return ['| ' + ' | '.join(row) + ' |' for row in rows]
+    return _table(rows)
 
 
 def _problems(table: dict[str, dict[int, Progress]]) -> list[str]:
