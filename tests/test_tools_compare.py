@@ -14,6 +14,7 @@ import pytest
 from test_tools import TINY
 from tool_runner import ROOT, TOOLS, check, environment, run
 
+from s6la_mm.utils import UsageError
 from s6la_mm.utils.comparison import Run, read_plan
 
 BASE = ROOT / 'configs/quickstart/retinanet_s6la-r18_shapes.py'
@@ -97,9 +98,9 @@ def test_stopped_resumed_and_reported(folder):
     assert list(json.loads((folder / 'out/costs.json').read_text())['models']) == ['renamed']
 
     (folder / 'plan.py').write_text(PLAN.replace("'train_cfg.max_iters': 2", "'train_cfg.max_iters': 3"))
-    (folder / 'out/later/seed_3/outcome.json').unlink()
-    result = run('compare.py', *command, **data)
-    assert result.returncode == 1 and 'has a run of another config' in result.stderr
+    for options in ((), ('--report-only',)):  # a finished run counts for its own settings alone
+        result = run('compare.py', *command, *options, **data)
+        assert result.returncode == 1 and 'later/seed_3 has a run of another config' in result.stderr
 
 
 def test_plan_that_cannot_work_names_it_before_the_first_run(folder, tmp_path):
@@ -128,10 +129,95 @@ def test_retry_waits_for_what_a_run_starts_from(folder, tmp_path, monkeypatch):
     runs = [Run(variant, 3, str(tmp_path / variant.name)) for variant in plan.variants[:2]]
     for run_ in runs:
         run_.write_outcome('failed', 'no data')
-    monkeypatch.setattr(compare, 'prepare', lambda run, start: None)
-    monkeypatch.setattr(compare, 'launch', lambda *_: subprocess.Popen(['true']))
-    assert compare.train_all(plan, runs, argparse.Namespace(retry=True, jobs=2, threads=1))
+    assert train(compare, monkeypatch, plan, runs, 'true', tmp_path)
     assert [run_.outcome()['status'] for run_ in runs] == ['finished', 'finished']
+
+
+def train(compare, monkeypatch, plan, runs, command: str, out) -> bool:
+    """train_all with a shell command in place of every training."""
+    monkeypatch.setattr(compare, 'prepare', lambda *_: None)
+    monkeypatch.setattr(
+        compare,
+        'launch',
+        lambda run, device, *_: compare.Training(subprocess.Popen(command, shell=True), run, device, 0),
+    )
+    return compare.train_all(plan, runs, argparse.Namespace(retry=True, jobs=2, threads=1, out=out))
+
+
+@pytest.mark.parametrize(
+    'command, status, reason',
+    [
+        ('kill -9 $$', 'failed', 'killed by SIGKILL'),  # as by the kernel, without memory
+        ('kill -15 $$', None, ''),  # by somebody else, before it could save
+        ('exit 75', None, ''),  # the same, when it could
+    ],
+)
+def test_a_training_that_somebody_else_ends(folder, tmp_path, monkeypatch, command, status, reason):
+    """What starts from it does not wait for ever."""
+    monkeypatch.syspath_prepend(TOOLS)
+    compare = importlib.import_module('compare')
+    plan = read_plan(str(folder / 'plan.py'))
+    runs = [Run(variant, 3, str(tmp_path / variant.name)) for variant in plan.variants[:2]]
+    complete = train(compare, monkeypatch, plan, runs, command, tmp_path)
+    outcomes = [run_.outcome() for run_ in runs]
+    if status is None:
+        assert not complete and outcomes == [None, None]
+    else:
+        assert complete and [outcome['status'] for outcome in outcomes] == [status, status]
+        assert outcomes[0]['reason'] == reason and 'from which it starts, has failed' in outcomes[1]['reason']
+
+
+def test_the_reason_is_that_of_the_last_attempt(folder, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(TOOLS)
+    compare = importlib.import_module('compare')
+    run_ = Run(read_plan(str(folder / 'plan.py')).variants[0], 3, str(tmp_path))
+    (tmp_path / 'output.txt').write_text('error: no data\nout of memory\n')
+    process = subprocess.Popen(['false'])
+    process.wait()
+    assert compare.reason_of(compare.Training(process, run_, None, 0)) == 'no data'
+    assert compare.reason_of(compare.Training(process, run_, None, len('error: no data\n'))) == 'out of memory'
+
+
+def test_one_call_at_a_time(tmp_path, monkeypatch):
+    """Trainings of a call that was killed hold the folder too."""
+    monkeypatch.syspath_prepend(TOOLS)
+    compare = importlib.import_module('compare')
+    with compare.lock(tmp_path) as held:
+        child = subprocess.Popen(['sleep', '60'], pass_fds=[held])
+    try:
+        with pytest.raises(UsageError, match=r'trainings run in .* already'), compare.lock(tmp_path):
+            pass
+    finally:
+        child.kill()
+        child.wait()
+    with compare.lock(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    'visible, count, names',
+    [(None, 2, ['0', '1']), ('2,3', 2, ['2', '3']), ('GPU-8f, MIG-1', 2, ['GPU-8f', 'MIG-1']), ('', 0, [])],
+)
+def test_names_of_gpus(monkeypatch, visible, count, names):
+    monkeypatch.syspath_prepend(TOOLS)
+    compare = importlib.import_module('compare')
+    monkeypatch.setattr('torch.cuda.is_available', lambda: count > 0)
+    monkeypatch.setattr('torch.cuda.device_count', lambda: count)
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    if visible is not None:
+        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
+    assert compare.gpus() == names
+
+
+def test_the_plan_of_the_page_works(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(TOOLS)
+    compare = importlib.import_module('compare')
+    page = (ROOT / 'docs/comparisons.md').read_text()
+    text = page.split('```python\n')[1].split('```')[0]
+    (tmp_path / 'plan.py').write_text(text.replace("'../", f"'{ROOT}/configs/"))
+    plan = read_plan(str(tmp_path / 'plan.py'))
+    compare.check_models(plan)
+    assert [variant.start for variant in plan.variants] == [None, None, 'plain']
 
 
 @pytest.mark.slow

@@ -91,7 +91,7 @@ def assert_ratios(label: str, ratios: list[float], expected: list[float]) -> Non
 @pytest.mark.slow
 def test_benchmark_backbone_prints_paired_ratios():
     output = check(run('benchmark_backbone.py', *TINY, '--layout', 'contiguous'))
-    assert 'contiguous' in output and '1 threads' in output
+    assert 'contiguous' in output and '1 thread,' in output
     assert ('NOT COMPILED' in output) == ('cpu' not in extension.compiled_devices())
     for label in ('forward, eval', 'forward + backward', 'peak memory'):
         (row,) = (line for line in output.splitlines() if line.startswith(label))

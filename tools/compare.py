@@ -7,6 +7,7 @@ augmentation and random numbers of a seed are the same for all models.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import os.path as osp
@@ -15,7 +16,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
+from itertools import cycle, islice
+from typing import NamedTuple
 
 import torch
 from get_flops import build_model, count
@@ -33,8 +38,8 @@ from s6la_mm.utils import UsageError
 from s6la_mm.utils.benchmark import PeakMemory, alternating_rounds, describe_device, run_in_child
 from s6la_mm.utils.capacity import random_batch, without_downloads
 from s6la_mm.utils.cli import clear_errors, explain, require_writable
-from s6la_mm.utils.comparison import Plan, Run, read_plan, take_earlier
-from s6la_mm.utils.comparison_report import write_report
+from s6la_mm.utils.comparison import Plan, Run, digests, read_plan, take_earlier
+from s6la_mm.utils.comparison_report import versions_text, write_report
 from s6la_mm.utils.files import read_json, write_atomically
 
 TOOLS = osp.dirname(osp.abspath(__file__))
@@ -103,11 +108,11 @@ def check_data(plan: Plan) -> None:
                 raise UsageError(f'the data of {variant.name} cannot be read: {explain(error, cfg)}') from error
 
 
-def prepare(run: Run, start: Run | None) -> None:
+def prepare(run: Run, start: Run | None, settings: str) -> None:
     """Writes the config of a run.
 
     Raises:
-        UsageError: If its folder holds a run of another config, or the run that it starts from has no checkpoint.
+        UsageError: If the run that it starts from has no checkpoint.
     """
     cfg = run.variant.build_config()
     cfg.randomness = dict(cfg.get('randomness', {}), seed=run.seed)
@@ -116,36 +121,69 @@ def prepare(run: Run, start: Run | None) -> None:
         cfg.load_from = find_last_good(start.folder)
         if cfg.load_from is None:
             raise UsageError(f'{start.folder} has no checkpoint any more, from which {run.variant.name} starts')
-    if not osp.exists(run.config_path):
-        os.makedirs(run.folder, exist_ok=True)
-        write_atomically(run.config_path, cfg.pretty_text)
-        return
-    with open(run.config_path, encoding='utf-8') as file:
-        if file.read() != cfg.pretty_text:
-            raise UsageError(f'{run.folder} has a run of another config: choose another --out, or delete that folder')
+    run.write_config(cfg, settings)
 
 
-def launch(run: Run, device: int | None, threads: int) -> subprocess.Popen:
+@contextmanager
+def lock(folder: str) -> Iterator[int]:
+    """Holds a folder, for this process and for those that get the file descriptor, until the last of them has ended.
+
+    Raises:
+        UsageError: If it is held: a call that was killed leaves its trainings running.
+    """
+    with open(osp.join(folder, 'lock'), 'w') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f'trainings run in {folder} already: wait for them, or stop them') from None
+        yield file.fileno()
+
+
+class Training(NamedTuple):
+    """A training that runs, on the GPU of that name, if any; its output begins there in the run's output.txt."""
+
+    process: subprocess.Popen
+    run: Run
+    device: str | None
+    offset: int
+
+
+def launch(run: Run, device: str | None, threads: int, held: int) -> Training:
     """Starts a training, or goes on with it."""
     environment = {**os.environ, 'OMP_NUM_THREADS': str(threads), 'PYTHONUNBUFFERED': '1'}
     if device is not None:
-        environment['CUDA_VISIBLE_DEVICES'] = str(device)
+        environment['CUDA_VISIBLE_DEVICES'] = device
     with open(osp.join(run.folder, 'output.txt'), 'ab') as output:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, osp.join(TOOLS, 'train.py'), run.config_path, '--work-dir', run.folder, '--resume'],
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environment,
+            pass_fds=[held],
             start_new_session=True,  # a Ctrl-C reaches it through this process, once
         )
+        return Training(process, run, device, output.tell())
 
 
-def reason_of(run: Run, status: int) -> str:
-    """What a failed training said last."""
-    with open(osp.join(run.folder, 'output.txt'), errors='replace') as file:
-        lines = [line.strip() for line in file if line.strip()]
+def reason_of(training: Training) -> str:
+    """Why a training failed: what it said last, or the signal that killed it."""
+    status = training.process.returncode
+    if status < 0:
+        return f'killed by {signal.Signals(-status).name}'
+    with open(osp.join(training.run.folder, 'output.txt'), 'rb') as file:
+        file.seek(training.offset)
+        lines = [line.strip() for line in file.read().decode(errors='replace').splitlines() if line.strip()]
     named = [line for line in lines if line.startswith('error: ')]
     return (named or lines or [f'status {status}'])[-1].removeprefix('error: ')[:400]
+
+
+def gpus() -> list[str]:
+    """The visible GPUs, by the names that CUDA_VISIBLE_DEVICES gives them."""
+    if not torch.cuda.is_available():
+        return []
+    names = os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',')
+    count = torch.cuda.device_count()
+    return [name.strip() for name in names[:count]] if names[0] else [str(index) for index in range(count)]
 
 
 def is_due(run: Run, retry: bool) -> bool:
@@ -157,34 +195,42 @@ def is_due(run: Run, retry: bool) -> bool:
 def train_all(plan: Plan, runs: list[Run], args: argparse.Namespace) -> bool:
     """Trains what is due, ``--jobs`` at a time; False if a signal stopped it."""
     stopped: list[int] = []
-    active: list[tuple[subprocess.Popen, Run, int | None]] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    active: list[Training] = []
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        numbers.append(signal.SIGHUP)
     handlers = [signal.signal(number, lambda number, _: stopped.append(number)) for number in numbers]
     try:
-        _train_all(plan, runs, args, active, stopped)
+        with lock(args.out) as held:
+            _train_all(plan, runs, args, active, stopped, held)
     finally:
-        for process, _, _ in active:
-            process.send_signal(signal.SIGTERM)  # which saves a checkpoint
-        for process, _, _ in active:
-            process.wait()
+        for training in active:
+            training.process.send_signal(signal.SIGTERM)  # which saves a checkpoint
+        for training in active:
+            training.process.wait()
         for number, handler in zip(numbers, handlers):
             signal.signal(number, handler)
-    return not stopped
+    return not stopped and all(run.outcome() for run in runs)
 
 
-def _train_all(plan: Plan, runs: list[Run], args: argparse.Namespace, active: list[tuple], stopped: list[int]) -> None:
+def _train_all(
+    plan: Plan, runs: list[Run], args: argparse.Namespace, active: list[Training], stopped: list[int], held: int
+) -> None:
     by_key = {(run.variant.name, run.seed): run for run in runs}
-    hardware = f'{describe_device(get_device(), args.threads)} ({args.jobs} at a time)'
+    settings = digests(plan)
+    hardware = f'{describe_device(get_device(), args.threads)} ({args.jobs} at a time), {versions_text()}'
     waiting = [run for run in runs if is_due(run, args.retry)]
     for run in waiting:
         run.forget_outcome()  # else what starts from it would take the old failure for the new outcome
-    free = [index % torch.cuda.device_count() if torch.cuda.is_available() else None for index in range(args.jobs)]
-    while (waiting or active) and not stopped:
-        for entry in [entry for entry in active if entry[0].poll() is not None]:
-            active.remove(entry)
-            free.append(entry[2])
-            finish(entry[1], entry[0].returncode, plan.metric, hardware)
+    free = list(islice(cycle(gpus() or [None]), args.jobs))
+    while not stopped:
+        for training in [training for training in active if training.process.poll() is not None]:
+            active.remove(training)
+            free.append(training.device)
+            finish(training, plan.metric, hardware)
         ready = [run for run in waiting if is_ready(run, by_key)]
+        if not active and not ready:
+            break  # what still waits, waits for one that somebody else has stopped
         while ready and free:
             run = ready.pop(0)
             waiting.remove(run)
@@ -192,9 +238,8 @@ def _train_all(plan: Plan, runs: list[Run], args: argparse.Namespace, active: li
             if start is not None and start.outcome()['status'] != 'finished':
                 run.write_outcome('failed', f'{start.variant.name}, from which it starts, has failed')
                 continue
-            prepare(run, start)
-            device = free.pop(0)
-            active.append((launch(run, device, args.threads), run, device))
+            prepare(run, start, settings[run.variant.name])
+            active.append(launch(run, free.pop(0), args.threads, held))
             print(f'{time.strftime("%H:%M:%S")} {run.variant.name}, seed {run.seed}: started', flush=True)
         time.sleep(0.2)
 
@@ -205,12 +250,13 @@ def is_ready(run: Run, by_key: dict[tuple[str, int], Run]) -> bool:
     return start is None or start.outcome() is not None
 
 
-def finish(run: Run, status: int, metric: str, hardware: str) -> None:
-    """Notes how a training ended; one that a signal stopped has not."""
+def finish(training: Training, metric: str, hardware: str) -> None:
+    """Notes how a training ended; one that somebody has stopped has not."""
+    run, status = training.run, training.process.returncode
     if status == 0:
         run.write_outcome('finished', trained_on=hardware)
-    elif status > 0 and status != PREEMPTED_STATUS:
-        run.write_outcome('failed', reason_of(run, status), hardware)
+    elif status not in (PREEMPTED_STATUS, -signal.SIGTERM, -signal.SIGINT):
+        run.write_outcome('failed', reason_of(training), hardware)
     progress = run.progress(metric)
     text = f'{metric} {progress.value:.4g}' if progress.value is not None else progress.reason
     now = time.strftime('%H:%M:%S')
@@ -236,11 +282,16 @@ def training_memory(cfg: Config, shape: tuple[int, int], device: str) -> int:
     return peak.bytes
 
 
+def costs_key(plan: Plan) -> dict:
+    """What times and memory depend on, but for the machine."""
+    return {'shape': plan.shape and list(plan.shape), 'settings': digests(plan)}
+
+
 def measure_costs(plan: Plan, rounds: int) -> dict:
     """Parameters, FLOPs of an image, seconds of a training step in alternating rounds and peak memory, by variant."""
     device = get_device()
     configs = {variant.name: variant.build_config() for variant in plan.variants}
-    costs: dict = {'hardware': describe_device(device), 'models': {}}
+    costs: dict = {'plan': costs_key(plan), 'hardware': describe_device(device), 'models': {}}
     for name, cfg in configs.items():
         without_downloads(cfg.model)
         parameters, flops = count(build_model(cfg), *plan.shape)[-1][1:]
@@ -263,18 +314,26 @@ def main() -> None:
         require_writable(args.out)
         out = osp.abspath(args.out)
         runs = [Run(v, seed, osp.join(out, v.name, f'seed_{seed}')) for seed in plan.seeds for v in plan.variants]
+        settings = digests(plan)
+        for run in runs:
+            run.check_settings(settings[run.variant.name])
         runs = take_earlier(plan, runs, args.earlier)
         complete = args.report_only or train_all(plan, runs, args)
+        anew = shlex.join(arg for arg in sys.argv if arg != '--report-only')
         path = osp.join(out, 'costs.json')
         costs = read_json(path)
-        if costs and set(costs['models']) != {variant.name for variant in plan.variants}:
+        if costs and costs.get('plan') != costs_key(plan):
             costs = None  # of the plan as it was
+        tables = write_report(plan, runs, costs, args.report, anew)
         if complete and plan.shape and args.rounds and not costs:
             print('measuring times and memory', flush=True)
-            costs = measure_costs(plan, args.rounds)
-            write_atomically(path, json.dumps(costs))
-        anew = shlex.join(arg for arg in sys.argv if arg != '--report-only')
-        print(write_report(plan, runs, costs, args.report, anew))
+            try:
+                costs = measure_costs(plan, args.rounds)
+                write_atomically(path, json.dumps(costs))
+                tables = write_report(plan, runs, costs, args.report, anew)
+            except (UsageError, RuntimeError) as error:  # such as too little memory: the report is there all the same
+                print(f'times and memory cannot be measured: {error}', file=sys.stderr)
+        print(tables)
     if not complete:
         print('stopped: the same command goes on', file=sys.stderr)
         sys.exit(PREEMPTED_STATUS)

@@ -13,6 +13,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ..layers.eca import adaptive_kernel_size
 from .rla_resnet import residual_branch
 from .train_mode import TrainReturnsSelf
 
@@ -29,7 +30,8 @@ class LightLayerAttention(BaseModule):
     Args:
         channels (int): Channels D of the block's output, a multiple of ``head_channels``.
         head_channels (int): Channels d of a head. Defaults to 32.
-        kernel_size (int): Of the 1D convolutions, odd. Defaults to 3.
+        kernel_size (int, optional): Of the 1D convolutions, odd. Defaults to what ECA gives for the channels, as in
+            the authors' code.
 
     Raises:
         ValueError: If ``channels`` is no multiple of ``head_channels``, or ``kernel_size`` is even.
@@ -41,8 +43,10 @@ class LightLayerAttention(BaseModule):
         torch.Size([2, 64, 9, 17])
     """
 
-    def __init__(self, channels: int, head_channels: int = 32, kernel_size: int = 3) -> None:
+    def __init__(self, channels: int, head_channels: int = 32, kernel_size: int | None = None) -> None:
         super().__init__()
+        if kernel_size is None:
+            kernel_size = adaptive_kernel_size(channels)
         if head_channels < 1 or channels % head_channels:
             raise ValueError(f'head_channels={head_channels} is not allowed: it must divide the {channels} channels')
         if kernel_size < 1 or kernel_size % 2 == 0:

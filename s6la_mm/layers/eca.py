@@ -8,6 +8,17 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 
+def adaptive_kernel_size(channels: int) -> int:
+    """Size of a 1D convolution over channels (ECA, arXiv 1910.03151, eq. 12): the odd number after (log2(C) + 1) / 2.
+
+    Example:
+        >>> [adaptive_kernel_size(channels) for channels in (64, 128, 512, 1024, 2048)]
+        [3, 5, 5, 5, 7]
+    """
+    size = int((math.log2(channels) + 1) / 2)
+    return size if size % 2 else size + 1
+
+
 @MODELS.register_module()
 class ECALayer(nn.Module):
     """Efficient channel attention (Wang et al., CVPR 2020, arXiv 1910.03151).
@@ -35,8 +46,7 @@ class ECALayer(nn.Module):
     def __init__(self, in_channels: int, kernel_size: int | None = None) -> None:
         super().__init__()
         if kernel_size is None:
-            size = int((math.log2(in_channels) + 1) / 2)
-            kernel_size = size if size % 2 else size + 1
+            kernel_size = adaptive_kernel_size(in_channels)
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f'kernel_size={kernel_size} must be a positive odd number')
         self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)

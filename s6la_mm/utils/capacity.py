@@ -93,7 +93,7 @@ def random_batch(scope: str, model: nn.Module, batch: int, shape: tuple[int, int
     """Random images with annotations: what the data preprocessor of a model takes.
 
     Args:
-        scope (str): ``'mmdet'`` or ``'mmseg'``; others raise a UsageError.
+        scope (str): ``'mmdet'`` or ``'mmseg'``; others raise a UsageError, as do detectors without a ``bbox_head``.
         model (nn.Module): The model, wrapped or not, whose classes and masks are asked for.
         batch (int): Images.
         shape (tuple[int, int]): Height and width.
@@ -119,7 +119,9 @@ def _random_detections(model: nn.Module, batch: int, height: int, width: int, ob
     from mmdet.structures.mask import BitmapMasks
     from mmdet.testing import demo_mm_inputs
 
-    head = model.bbox_head if hasattr(model, 'bbox_head') else model.roi_head.bbox_head
+    head = getattr(model, 'bbox_head', None) or getattr(getattr(model, 'roi_head', None), 'bbox_head', None)
+    if head is None:
+        raise UsageError(f'random images are made for detectors with a bbox_head, which {type(model).__name__} has not')
     head = head[0] if isinstance(head, nn.ModuleList) else head
     with_mask = hasattr(model, 'roi_head') and model.roi_head.with_mask
     drawn = min(objects, 8)  # masks are slow to draw: more objects are the same ones again

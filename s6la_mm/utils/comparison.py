@@ -25,6 +25,7 @@ _ENTRIES = dict(
     config=str, metric=str, reference=str, seeds=list, runs=list, shape=tuple, cfg_options=dict, title=str, notes=str
 )
 _REQUIRED = ('config', 'metric', 'seeds', 'runs')
+_SETTINGS = '# settings: '
 _DETECTION = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
 
 
@@ -221,6 +222,29 @@ class Run:
     def _outcome_path(self) -> str:
         return osp.join(self.folder, 'outcome.json')
 
+    def write_config(self, cfg: Config, settings: str) -> None:
+        """Writes its config, with the hash of its settings, see :func:`digests`, in the first line."""
+        os.makedirs(self.folder, exist_ok=True)
+        write_atomically(self.config_path, f'{_SETTINGS}{settings}\n{cfg.pretty_text}')
+
+    def check_settings(self, settings: str) -> None:
+        """Makes sure that what its folder holds was trained with these settings.
+
+        Args:
+            settings (str): Their hash.
+
+        Raises:
+            UsageError: If it was not.
+        """
+        if not osp.exists(self.config_path):
+            return
+        with open(self.config_path, encoding='utf-8') as file:
+            if file.readline().strip() != f'{_SETTINGS}{settings}':
+                raise UsageError(
+                    f'{self.folder} has a run of another config: choose another --out, or delete that folder and '
+                    f'{self.config_path}'
+                )
+
     def outcome(self) -> dict | None:
         """How it ended, None if it did not."""
         here = read_json(self._outcome_path)
@@ -241,17 +265,17 @@ class Run:
         """What its files say, or an earlier report where they are not there."""
         if self.earlier and read_json(self._outcome_path) is None:
             return self.earlier
-        evaluations = read_json(osp.join(self.folder, 'evaluations.json')) or {}
-        curve = {int(step): numbers[metric] for step, numbers in evaluations.items() if metric in numbers}
+        evaluations = {int(k): v for k, v in (read_json(osp.join(self.folder, 'evaluations.json')) or {}).items()}
+        curve = {step: numbers[metric] for step, numbers in evaluations.items() if metric in numbers}
         losses = dict(read_losses(self.folder))
-        iteration = max([*curve, *losses, 0])
+        iteration = max([*evaluations, *losses, 0])
         outcome = self.outcome()
         if outcome is None:
             status = 'unfinished' if iteration else 'not started'
             return Progress(status, iteration, None, curve, losses)
-        value = curve[max(curve)] if outcome['status'] == 'finished' and curve else None
+        value = curve.get(max(evaluations, default=None)) if outcome['status'] == 'finished' else None
         if outcome['status'] == 'finished' and value is None:
-            return Progress('failed', iteration, None, curve, losses, f'no evaluation gave {metric}')
+            return Progress('failed', iteration, None, curve, losses, f'the last evaluation did not give {metric}')
         trained_on = outcome.get('trained_on', '')
         return Progress(outcome['status'], iteration, value, curve, losses, outcome['reason'], trained_on)
 
@@ -284,17 +308,21 @@ def take_earlier(plan: Plan, runs: Sequence[Run], paths: Sequence[str]) -> list[
 
     Raises:
         FileNotFoundError: If a file is not there.
-        UsageError: If one is no report.
+        UsageError: If one is no report, or reports another metric.
     """
     known = {}
     for path in paths:
         require_file(path, 'earlier report')
         try:
-            for entry in read_json(path)['runs']:
+            report = read_json(path)
+            metric = report['metric']
+            for entry in report['runs']:
                 if entry['status'] == 'finished':
                     known[entry.pop('settings'), entry['seed']] = _read_progress(entry)
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(f'{path} is no results.json of this version of the report: {error!r}') from error
+        if metric != plan.metric:
+            raise UsageError(f'{path} reports {metric}, not {plan.metric}, the metric of {plan.path}')
     settings = digests(plan) if known else {}
     taken: list[Run] = []
     needed = set()

@@ -48,7 +48,7 @@ def write_report(plan: Plan, runs: Sequence[Run], costs: dict | None, folder: st
     results = dict(
         metric=plan.metric,
         reference=plan.reference,
-        versions=_versions(),
+        versions=versions(),
         runs=[
             dict(name=name, seed=seed, settings=settings[name], **progress._asdict())
             for name, by in table.items()
@@ -111,9 +111,8 @@ def _difference(values: dict[int, float], base: dict[int, float], digits: int) -
     difference = paired_difference([values[seed] for seed in seeds], [base[seed] for seed in seeds])
     interval = difference.interval
     spread = f' [{_number(interval[0], digits, "+")}, {_number(interval[1], digits, "+")}]' if interval else ''
-    return (
-        _number(difference.mean, digits, '+') + spread + (f' ({len(seeds)} pairs)' if len(seeds) < len(values) else '')
-    )
+    missing = len(seeds) < max(len(values), len(base))
+    return _number(difference.mean, digits, '+') + spread + (f' ({len(seeds)} pairs)' if missing else '')
 
 
 def _number(value: float, digits: int = 2, sign: str = '') -> str:
@@ -153,14 +152,20 @@ def _problems(table: dict[str, dict[int, Progress]]) -> list[str]:
     ]
 
 
-def _versions() -> dict[str, str]:
-    versions = {'python': platform.python_version()}
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a training uses, by name."""
+    found = {'python': platform.python_version()}
     for name in _PACKAGES:
         try:
-            versions[name] = import_module(name).__version__
+            found[name] = import_module(name).__version__
         except ImportError:
-            versions[name] = 'not installed'
-    return versions
+            found[name] = 'not installed'
+    return found
+
+
+def versions_text() -> str:
+    """The versions in a line."""
+    return ', '.join(f'{name} {version}' for name, version in versions().items())
 
 
 def _settings(plan: Plan, table: dict[str, dict[int, Progress]], costs: dict | None, command: str) -> list[str]:
@@ -170,7 +175,7 @@ def _settings(plan: Plan, table: dict[str, dict[int, Progress]], costs: dict | N
     lines = [
         f'- Command: `{command}`',
         f'- Finished trainings: {trained_on or "none"}',
-        '- Versions: ' + ', '.join(f'{name} {version}' for name, version in _versions().items()),
+        f'- Versions where this was written: {versions_text()}',
         f'- Seeds: {", ".join(map(str, plan.seeds))}',
     ]
     if costs:

@@ -308,7 +308,7 @@ def work(job: dict) -> dict:
             for name, runner in runners.items()
         },
         about=dict(
-            device=re.sub(r' \d+ threads,', '', describe_device(device)),  # rows have their own
+            device=re.sub(r' \d+ threads?,', '', describe_device(device)),  # rows have their own
             data=data,
             backend=dist.get_backend() if distributed else None,
             left_out=left_out,

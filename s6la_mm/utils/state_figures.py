@@ -26,7 +26,8 @@ _FIGURES = {
     ),
     'delta.png': (
         'Step sizes Δ',
-        'A histogram for every write. It starts log-uniform from 0.001 to 0.1; selection spreads it.',
+        'A histogram for every write. It starts log-uniform in the range of the option dt_range, by default 0.001 to '
+        '0.1; selection spreads it.',
     ),
     'norms.png': (
         'State and reads over depth',

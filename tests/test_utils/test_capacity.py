@@ -160,3 +160,5 @@ def test_downloads_are_removed():
 def test_random_images_of_other_tasks():
     with pytest.raises(UsageError, match="not for default_scope='mmpretrain'"):
         capacity.random_batch('mmpretrain', nn.Identity(), 1, (32, 32))
+    with pytest.raises(UsageError, match='a bbox_head, which Identity has not'):
+        capacity.random_batch('mmdet', nn.Identity(), 1, (32, 32))

@@ -198,6 +198,9 @@ def test_what_is_no_earlier_report(plan_file, tmp_path, text):
     (tmp_path / 'results.json').write_text(text)
     with pytest.raises(UsageError, match=r'results\.json is no results.json of this version'):
         take_earlier(read_plan(plan_file()), [], [str(tmp_path / 'results.json')])
+    (tmp_path / 'results.json').write_text('{"metric": "coco/segm_mAP", "runs": []}')
+    with pytest.raises(UsageError, match=r'results\.json reports coco/segm_mAP, not mIoU, the metric of '):
+        take_earlier(read_plan(plan_file()), [], [str(tmp_path / 'results.json')])
     with pytest.raises(FileNotFoundError, match=r"earlier report '.*none\.json' does not exist"):
         take_earlier(read_plan(plan_file()), [], [str(tmp_path / 'none.json')])
 
@@ -209,5 +212,23 @@ def test_a_run_that_has_not_started(plan_file, tmp_path):
 
 def test_a_finished_run_without_the_metric_has_failed(plan_file, tmp_path):
     run = Run(read_plan(plan_file()).variants[0], 0, tmp_path / 'r')
-    write_run(run, {}, {1: 2.0}, ('finished',))
-    assert run.progress('mIoU')[0] == 'failed' and 'no evaluation gave mIoU' in run.progress('mIoU').reason
+    write_run(run, {2: 30.0}, {1: 2.0}, ('finished',))
+    assert run.progress('mIoU').value == 30.0
+    (run.folder / 'evaluations.json').write_text('{"2": {"mIoU": 30.0}, "4": {}}')
+    progress = run.progress('mIoU')
+    assert progress[:3] == ('failed', 4, None) and progress.curve == {2: 30.0}
+    assert progress.reason == 'the last evaluation did not give mIoU'
+    (run.folder / 'evaluations.json').unlink()
+    assert run.progress('mIoU').status == 'failed'
+
+
+def test_settings_of_a_run(plan_file, tmp_path):
+    """Its config says with which settings its folder was trained."""
+    variant = read_plan(plan_file()).variants[0]
+    run = Run(variant, 0, str(tmp_path / 'r'))
+    run.check_settings('abc')  # nothing was trained
+    run.write_config(variant.build_config(), 'abc')
+    run.check_settings('abc')
+    assert Config.fromfile(run.config_path)._cfg_dict == variant.build_config()._cfg_dict
+    with pytest.raises(UsageError, match=r'r has a run of another config: .* delete that folder and .*r\.py'):
+        run.check_settings('abd')
