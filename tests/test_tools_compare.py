@@ -22,7 +22,6 @@ PLAN = """
 config = 'tiny.py'
 metric = 'coco/bbox_mAP'
 seeds = [3]
-shape = (64, 64)
 cfg_options = {'train_cfg.val_interval': 4}
 runs = [
     dict(name='S6LA'),
@@ -45,8 +44,24 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def report(folder, monkeypatch, capsys):
+    """Calls compare.py in this process, for calls that train nothing: its status or message, and what it printed."""
+    monkeypatch.syspath_prepend(TOOLS)
+    monkeypatch.setenv('S6LA_SHAPES_ROOT', str(folder / 'shapes'))
+    compare = importlib.import_module('compare')
+
+    def call(*arguments) -> tuple[int | str, str]:
+        monkeypatch.setattr(sys, 'argv', ['compare.py', *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            compare.main()
+        return end.value.code, capsys.readouterr().out
+
+    return call
+
+
 @pytest.mark.slow
-def test_stopped_resumed_and_reported(folder):
+def test_stopped_resumed_and_reported(folder, report):
     """A signal in the first run, then all of them, one after the failure of another; then only the report."""
     data = dict(S6LA_SHAPES_ROOT=str(folder / 'shapes'))
     command = (folder / 'plan.py', '--out', folder / 'out', '--rounds', '1')
@@ -77,48 +92,53 @@ def test_stopped_resumed_and_reported(folder):
     assert states == dict(S6LA='finished', later='finished', diverges='failed', after='failed')
     assert 'finite' in by_name['diverges']['reason'] and 'diverges, from which it starts' in by_name['after']['reason']
     assert 'Load checkpoint from' in (folder / 'out/later/seed_3/output.txt').read_text()
-    assert all(run['seconds'] and run['memory'] > 0 for run in results['costs']['models'].values())
 
-    report = run('compare.py', *command, '--report-only', '--report', folder / 'again', **data)
-    assert report.returncode == 1
-    again = json.loads((folder / 'again/results.json').read_text())
-    assert again['runs'] == results['runs']
+    again = report(*command, '--report-only', '--report', folder / 'again')
+    assert again[0] == 1 and json.loads((folder / 'again/results.json').read_text())['runs'] == results['runs']
 
     elsewhere = ('--report-only', '--earlier', folder / 'again/results.json', '--out', folder / 'elsewhere')
     (folder / 'plan.py').write_text(PLAN + "runs = [dict(name='renamed'), dict(name='new', start='renamed')]\n")
-    result = run('compare.py', folder / 'plan.py', *elsewhere, **data)
-    assert result.returncode == 1 and '- new, seed 3: not started' in result.stdout
+    status, output = report(folder / 'plan.py', *elsewhere)
+    assert status == 1 and '- new, seed 3: not started' in output
     # The weights from which the new one starts are not in the report.
-    assert '- renamed, seed 3: not started' in result.stdout
+    assert '- renamed, seed 3: not started' in output
     (folder / 'plan.py').write_text(PLAN + "runs = [dict(name='renamed')]\n")
-    assert '| renamed | 1 of 1 |' in check(run('compare.py', folder / 'plan.py', *elsewhere, **data))
+    status, output = report(folder / 'plan.py', *elsewhere)
+    assert status == 0 and '| renamed | 1 of 1 |' in output
     assert '- Finished trainings: 1 on CPU, ' in (folder / 'elsewhere/report/README.md').read_text()
-    output = run('compare.py', *command, '--report-only', **data).stdout  # whose folder has times of other models
-    assert '| renamed | 0 of 1 | – |' in output
-    assert list(json.loads((folder / 'out/costs.json').read_text())['models']) == ['renamed']
+
+    for size in (64, 32):  # other images, other costs
+        with open(folder / 'plan.py', 'a') as file:
+            file.write(f'shape = ({size}, 64)\n')
+        output = report(*command, '--report-only')[1]
+        assert '| renamed | 0 of 1 | – |' in output and 'GFLOPs' in output
+        costs = json.loads((folder / 'out/costs.json').read_text())
+        assert costs['plan']['shape'] == [size, 64]
+        assert all(costs['models']['renamed'][name] for name in ('parameters', 'flops', 'memory', 'seconds'))
 
     (folder / 'plan.py').write_text(PLAN.replace("'train_cfg.max_iters': 2", "'train_cfg.max_iters': 3"))
     for options in ((), ('--report-only',)):  # a finished run counts for its own settings alone
-        result = run('compare.py', *command, *options, **data)
-        assert result.returncode == 1 and 'later/seed_3 has a run of another config' in result.stderr
+        status = report(*command, *options)[0]
+        assert 'error: ' in status and 'later/seed_3 has a run of another config' in status
 
 
-def test_plan_that_cannot_work_names_it_before_the_first_run(folder, tmp_path):
+def test_plan_that_cannot_work_names_it_before_the_first_run(folder, tmp_path, report):
     plan = folder / 'wrong.py'
     plan.write_text(PLAN + "runs = [dict(name='S6LA'), dict(name='x', cfg_options={'model.backbone.state_dim': 0})]\n")
-    result = run('compare.py', plan, '--out', tmp_path / 'out', S6LA_SHAPES_ROOT=str(folder / 'shapes'))
-    assert result.returncode == 1 and 'error: the model of x cannot be built: ' in result.stderr
-    assert 'state_dim=0' in result.stderr and not (tmp_path / 'out').exists()
+    message = report(plan, '--out', tmp_path / 'out')[0]
+    assert message.startswith('error: the model of x cannot be built: ') and 'state_dim=0' in message
+    assert not (tmp_path / 'out').exists()
 
 
-def test_missing_data_is_named_before_the_first_run(tmp_path):
+def test_missing_data_is_named_before_the_first_run(tmp_path, report, monkeypatch):
     (tmp_path / 'plan.py').write_text(
         f'config = {str(ROOT / "configs/upernet/upernet_s6la-r18_camvid.py")!r}\n'
         "metric = 'mIoU'\nseeds = [0]\nruns = [dict(name='a')]\n"
     )
-    result = run('compare.py', tmp_path / 'plan.py', '--out', tmp_path / 'out', CAMVID_ROOT=str(tmp_path / 'none'))
-    assert result.returncode == 1 and 'error: the data of a cannot be read: ' in result.stderr
-    assert 'Set the environment variable CAMVID_ROOT' in result.stderr and not (tmp_path / 'out').exists()
+    monkeypatch.setenv('CAMVID_ROOT', str(tmp_path / 'none'))
+    message = report(tmp_path / 'plan.py', '--out', tmp_path / 'out')[0]
+    assert message.startswith('error: the data of a cannot be read: ')
+    assert 'Set the environment variable CAMVID_ROOT' in message and not (tmp_path / 'out').exists()
 
 
 def test_retry_waits_for_what_a_run_starts_from(folder, tmp_path, monkeypatch):
