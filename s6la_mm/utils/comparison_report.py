@@ -66,8 +66,10 @@ def _results(plan: Plan, table: dict[str, dict[int, Progress]], costs: dict | No
         head += ['parameters', 'GFLOPs', 's / step', f'step / {plan.reference} [min .. max]', 'peak memory']
     rows = [head]
     values = _known({name: {s: p.value for s, p in by_seed.items()} for name, by_seed in table.items()})
+    digits = _digits(table)
     for name in table:
-        cells = [name, f'{len(values[name])} of {len(plan.seeds)}', *_compared(values, name, plan.reference)]
+        count = f'{len(values[name])} of {len(plan.seeds)}'
+        cells = [name, count, *_compared(values, name, plan.reference, digits)]
         if costs:
             cells += _cost_cells(costs['models'], name, plan.reference)
         rows.append(cells)
@@ -91,7 +93,7 @@ def _known(values: dict[str, dict[int, float | None]]) -> dict[str, dict[int, fl
     return {name: {s: v for s, v in by_seed.items() if v is not None} for name, by_seed in values.items()}
 
 
-def _compared(values: dict[str, dict[int, float]], name: str, reference: str, digits: int = 2) -> list[str]:
+def _compared(values: dict[str, dict[int, float]], name: str, reference: str, digits: int) -> list[str]:
     """Cells for the mean of a model's seeds, and for the difference to the reference."""
     difference = _difference(values[name], values[reference], digits) if name != reference else ''
     return [_mean(list(values[name].values()), digits), difference]
@@ -115,11 +117,14 @@ def _difference(values: dict[int, float], base: dict[int, float], digits: int) -
     return _number(difference.mean, digits, '+') + spread + (f' ({len(seeds)} pairs)' if missing else '')
 
 
-def _number(value: float, digits: int = 2, sign: str = '') -> str:
-    """mIoU comes in percent, box AP as a fraction: two digits of a percent either way."""
-    if 0 < abs(value) < 1:
-        digits = 4
+def _number(value: float, digits: int, sign: str = '') -> str:
     return f'{value:{sign}.{digits}f}'
+
+
+def _digits(table: dict[str, dict[int, Progress]]) -> int:
+    """mIoU comes in percent, box AP as a fraction: two digits of a percent either way."""
+    values = [p.value for by_seed in table.values() for p in by_seed.values() if p.value is not None]
+    return 2 if any(abs(value) > 1 for value in values) else 4
 
 
 def _cost_cells(models: dict, name: str, reference: str) -> list[str]:
@@ -136,9 +141,10 @@ def _cost_cells(models: dict, name: str, reference: str) -> list[str]:
 
 def _seeds(plan: Plan, table: dict[str, dict[int, Progress]]) -> list[str]:
     rows = [['model', *(f'seed {seed}' for seed in plan.seeds)]]
+    digits = _digits(table)
     for name, by_seed in table.items():
         cells = [by_seed[seed] for seed in plan.seeds]
-        rows.append([name, *(_number(c.value) if c.value is not None else c.status for c in cells)])
+        rows.append([name, *(_number(c.value, digits) if c.value is not None else c.status for c in cells)])
     return _table(rows)
 
 
