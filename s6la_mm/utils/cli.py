@@ -232,7 +232,10 @@ def _what_to_set(path: str, cfg: Config | None) -> str:
     for variable, (default, content) in DATA_ROOTS.items():
         root = os.environ.get(variable, default)
         if _is_under(path, root):
-            return f'Set the environment variable {variable} (now {root!r}) to the folder that holds {content}.'
+            hint = f'Set the environment variable {variable} (now {root!r}) to the folder that holds {content}.'
+            if variable in os.environ:
+                return hint
+            return f'{hint} A config that does not read it, such as one on mmdet::, finds them where {root} is a link.'
     entries = list(_string_entries(cfg._cfg_dict)) if cfg is not None else []
     hints = []
     for fits in (_is_under, lambda path, value: path == value or path.endswith('/' + value)):
