@@ -15,6 +15,7 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 import s6la_mm  # noqa: F401  (registers the backbones; allow-lists what checkpoints hold)
+from s6la_mm.checkpoint.reading import weights_only
 from s6la_mm.utils import UsageError
 from s6la_mm.utils.cli import add_cfg_options, clear_errors, load_config, require_file, require_writable
 from s6la_mm.utils.state_analysis import StateAnalysis
@@ -69,7 +70,7 @@ def main() -> None:
         require_file(args.checkpoint, 'checkpoint')
         images = find_images(args.images)
         require_writable(args.out_dir)
-    with clear_errors(cfg):
+    with clear_errors(cfg), weights_only():
         model, run = load_model(cfg, args.checkpoint, args.device)
         analysis = StateAnalysis(model.backbone)
     maps = []

@@ -16,6 +16,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 import s6la_mm  # noqa: F401  (allow-lists what checkpoints hold, also for configs that don't import it)
+from s6la_mm.checkpoint.reading import weights_only
 from s6la_mm.utils import UsageError
 from s6la_mm.utils.cli import add_cfg_options, clear_errors, load_config, require_file
 
@@ -196,7 +197,7 @@ def main() -> None:
         if scope not in makers:
             raise UsageError(f'default_scope={scope!r} of {args.config} must be one of {", ".join(makers)}')
         init_default_scope(scope)
-    with clear_errors(cfg):
+    with clear_errors(cfg), weights_only():
         write_results(images, makers[scope](cfg, args), out_dir)
     print(f'{len(images)} image(s): pictures in {out_dir / "vis"}, predictions in {out_dir / "preds"}')
 

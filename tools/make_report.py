@@ -24,6 +24,7 @@ from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
 from mmengine.runner import find_latest_checkpoint
 
 import s6la_mm  # noqa: F401  (allow-lists what checkpoints hold, also for configs that don't import it)
+from s6la_mm.checkpoint.reading import weights_only
 from s6la_mm.utils import UsageError
 from s6la_mm.utils.cli import add_cfg_options, clear_errors, load_config, require_file
 
@@ -272,7 +273,7 @@ def main() -> None:
         require_file(checkpoint, 'checkpoint')
     out_dir.mkdir(parents=True, exist_ok=True)
     curves = draw_curves(train, val, out_dir)
-    with clear_errors(cfg):
+    with clear_errors(cfg), weights_only():
         pictures, note = draw_predictions(cfg, checkpoint, args.num_images, args.score_thr, out_dir)
     figures = [f'<figure><img src="{name}" alt="" loading="lazy"></figure>' for name in curves + pictures]
     page = out_dir / 'index.html'

@@ -12,6 +12,7 @@ from mmengine.evaluator import DumpResults
 from mmengine.logging import print_log
 
 import s6la_mm  # noqa: F401  (allow-lists what checkpoints hold, also for configs that don't import it)
+from s6la_mm.checkpoint.reading import weights_only
 from s6la_mm.utils import UsageError
 from s6la_mm.utils.cli import (
     add_runner_arguments,
@@ -138,7 +139,7 @@ def main() -> None:
             enable_drawing(cfg, args.show, args.show_dir, args.wait_time)
         if args.tta:
             enable_tta(cfg)
-    with clear_errors(cfg):
+    with clear_errors(cfg), weights_only():
         runner = build_runner(cfg)
         if args.out is not None:
             if cfg.get('default_scope') == 'mmdet':

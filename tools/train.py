@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+from contextlib import nullcontext
 
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.dist import all_gather_object
 from mmengine.logging import print_log
 
+from s6la_mm.checkpoint.reading import weights_only
 from s6la_mm.engine import find_last_good, make_resumable, problem_of
 from s6la_mm.utils import UsageError
 from s6la_mm.utils.cli import (
@@ -102,20 +105,40 @@ def set_resume(cfg: Config, resume: str) -> None:
 
     Raises:
         FileNotFoundError: if ``resume`` names a file that is not there.
-        UsageError: if it is damaged.
+        UsageError: if it is damaged, or a run has left checkpoints of which none is whole.
     """
     if resume == 'auto':
         resume = find_last_good(cfg.work_dir)
+        if resume is None and os.path.exists(os.path.join(cfg.work_dir, 'last_checkpoint')):
+            raise UsageError(
+                f'no checkpoint of the run in {cfg.work_dir} is whole, and a new training there would replace them: '
+                'choose another --work-dir, or remove last_checkpoint from it'
+            )
         if resume is None:
             print_log(f'--resume: no checkpoint in {cfg.work_dir}, the training starts anew', logger='current')
             return
     elif not os.path.isdir(resume):  # DeepSpeed's checkpoints are folders
         require_file(resume, 'checkpoint')
-        problem = None if '://' in resume else problem_of(resume)
+        problem = problem_of(resume)
         if problem:
             raise UsageError(f'{resume} cannot be resumed from: {problem}. --resume alone takes the last whole one')
     cfg.resume = True
     cfg.load_from = resume
+
+
+def require_same_start(cfg: Config) -> None:
+    """Checks that all processes resume from one checkpoint: each has looked for it on its own disk.
+
+    Raises:
+        UsageError: if they do not, on every process.
+    """
+    starts = all_gather_object(cfg.load_from if cfg.get('resume') else None)
+    if len(set(starts)) > 1:
+        named = ', '.join(sorted({str(start) for start in starts}))
+        raise UsageError(
+            f'the processes would start from different checkpoints ({named}): the work dir must be on a disk that all '
+            'nodes share'
+        )
 
 
 def main() -> None:
@@ -131,8 +154,12 @@ def main() -> None:
             set_resume(cfg, args.resume)
         require_writable(cfg.work_dir)
         make_resumable(cfg)
-    with clear_errors(cfg):
-        build_runner(cfg).train()
+    # DeepSpeed's folders hold more than weights, and are this machine's own.
+    is_folder = os.path.isdir(cfg.get('load_from') or '')
+    with clear_errors(cfg), nullcontext() if is_folder else weights_only():
+        runner = build_runner(cfg)
+        require_same_start(cfg)
+        runner.train()
 
 
 if __name__ == '__main__':

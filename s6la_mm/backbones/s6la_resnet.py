@@ -303,5 +303,6 @@ def _check_options(arch_settings: dict, options: dict) -> None:
     for plugin in options['plugins'] or ():
         positions = tuple(f'after_conv{i}' for i in (1, 2, 3))
         require(plugin['position'] in positions, 'plugins', f'each at a position out of {positions}')
-        stages_with = plugin.get('stages', stages)
-        require(len(stages_with) == num_stages, 'plugins', f"each with 'stages' of length num_stages={num_stages}")
+        stages_with = plugin.get('stages')
+        fits = stages_with is None or len(stages_with) == num_stages
+        require(fits, 'plugins', f"each with 'stages' of length num_stages={num_stages}")

@@ -91,7 +91,7 @@ class S6LAViT(TokenStateMixin, VisionTransformer):
             without = f'None with with_cls_token={with_cls_token}: set that to False, a class token is in no window'
             require(not with_cls_token, 'window_size', window_size, without)
             if global_layers is None:
-                global_layers = [num_layers * (i + 1) // 4 - 1 for i in range(4)]
+                global_layers = sorted({max(num_layers * (i + 1) // 4 - 1, 0) for i in range(4)})
             in_range = all(is_index(i, 0, num_layers - 1) for i in global_layers)
             require(in_range, 'global_layers', global_layers, f'layers from 0 to {num_layers - 1}')
         super().__init__(

@@ -110,7 +110,7 @@ def _read(source: str, map_location: str) -> Any:
         raise ValueError(f'{source}: download it first; only local safetensors files are read')
     try:
         if '://' in source:
-            with _weights_only():
+            with weights_only():
                 return CheckpointLoader.load_checkpoint(source, map_location=map_location, logger='current')
         mmap = zipfile.is_zipfile(source) and map_location == 'cpu'
         return torch.load(source, map_location=map_location, weights_only=True, mmap=mmap)
@@ -141,10 +141,16 @@ def _read_safetensors(source: str, map_location: str) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _weights_only() -> Iterator[None]:
-    """mmengine loads URLs through torch.hub, whose default is weights_only=False; here it is True.
+def weights_only() -> Iterator[None]:
+    """Whatever loads a checkpoint in this context, no code in it is run.
 
-    torch refuses to be forced both ways, so that the opposite variable has to go for the time.
+    mmengine loads URLs through torch.hub, whose default is ``weights_only=False``; here it is True. torch refuses to be
+    forced both ways, so that the opposite variable has to go for the time.
+
+    Example:
+        >>> with weights_only():
+        ...     print(os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'])
+        1
     """
     force, forbid = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
     before = {name: os.environ.pop(name, None) for name in (force, forbid)}

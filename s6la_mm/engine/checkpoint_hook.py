@@ -14,6 +14,7 @@ from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -37,6 +38,8 @@ class SafeCheckpointHook(CheckpointHook):
     Example:
         >>> default_hooks = dict(checkpoint=dict(type='SafeCheckpointHook', interval=1, max_keep_ckpts=3))
     """
+
+    _position: dict = {}
 
     def before_train(self, runner) -> None:
         """Removes what a killed run left half-written; see also ``CheckpointHook.before_train``."""
@@ -80,6 +83,10 @@ class SafeCheckpointHook(CheckpointHook):
         extras = runner.message_hub.runtime_info.get('extra_checkpoints', [])
         runner.message_hub.update_info('extra_checkpoints', [*extras, filename])
         return self._save(runner, filename, dict(epoch=runner.epoch, iter=iteration), by_epoch=False)
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Writes which iteration is meant: FlexibleRunner takes it that every checkpoint follows a training step."""
+        checkpoint['meta'].update(self._position)
 
     def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
         hub = runner.message_hub
@@ -175,7 +182,11 @@ class _Saver:
         name = temporary_name(filename) if is_local else filename
         temporary = osp.join(out_dir, name)
         try:
-            self._runner.save_checkpoint(out_dir, name, *args, **kwargs)
+            self._hook._position = {key: kwargs['meta'][key] for key in ('epoch', 'iter')}
+            try:
+                self._runner.save_checkpoint(out_dir, name, *args, **kwargs)
+            finally:
+                self._hook._position = {}
             barrier()  # some strategies write from every process
             if is_local and is_main_process():
                 commit(temporary, path)
@@ -205,6 +216,22 @@ def are_finite(tensors: list[Tensor]) -> bool:
     if not sums or torch.stack([s.to(sums[0].device) for s in sums]).isfinite().all():
         return True
     return all(bool(t.isfinite().all()) for t in tensors)
+
+
+def has_stepped(optim_wrapper: OptimWrapper) -> bool:
+    """Whether the weights have all gradients so far, behind an iteration; False while some are accumulated.
+
+    Args:
+        optim_wrapper (OptimWrapper): One, or a dict of several, whose steps are the model's own affair: True then.
+
+    Example:
+        >>> from mmengine.optim import OptimWrapper
+        >>> has_stepped(OptimWrapper(torch.optim.SGD([torch.ones(1)], lr=1.0)))
+        True
+    """
+    if isinstance(optim_wrapper, OptimWrapperDict):
+        return True
+    return getattr(optim_wrapper, 'should_update', lambda: True)()  # DeepSpeed's has none
 
 
 def first_non_finite(model: nn.Module) -> str | None:

@@ -12,7 +12,7 @@ from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
 from ..utils import UsageError
-from .checkpoint_hook import SafeCheckpointHook, are_finite
+from .checkpoint_hook import SafeCheckpointHook, are_finite, has_stepped
 from .probes import watch_cells
 from .resuming import find_last_good
 
@@ -27,8 +27,8 @@ class NonFiniteHook(Hook):
     not finite, and a checkpoint with the weights from before.
 
     Args:
-        max_consecutive (int): Bad iterations in a row that stop the training. Defaults to 20; a loss scaler finds its
-            scale in fewer.
+        max_consecutive (int): Bad iterations in a row that stop the training, those between two steps counted once
+            where gradients are accumulated. Defaults to 20; a loss scaler finds its scale in fewer.
 
     Example:
         >>> custom_hooks = [dict(type='NonFiniteHook', max_consecutive=20)]
@@ -41,7 +41,9 @@ class NonFiniteHook(Hook):
             raise ValueError(f'max_consecutive={max_consecutive!r} is not allowed: it must be 1 or more')
         self.max_consecutive = max_consecutive
         self._bad_in_a_row = 0
-        self._left_out = False
+        self._is_bad = False
+        self._between_steps = False
+        self._files: list[str] = []
         self._handles: list = []
         self._buffers: list[Tensor] = []
         self._kept: list[Tensor] = []
@@ -59,7 +61,10 @@ class NonFiniteHook(Hook):
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         """Keeps the statistics of batch norm."""
-        self._left_out = False
+        if self._between_steps:  # gradients are accumulated: they are from before the first of these iterations
+            return
+        self._is_bad = False
+        self._files = []
         if self._buffers:
             torch._foreach_copy_(self._kept, self._buffers)
 
@@ -71,15 +76,22 @@ class NonFiniteHook(Hook):
         """
         scale, previous = self._loss_scale(runner), self._scale
         self._scale = scale
+        loss_is_bad = not _is_finite((outputs or {}).get('loss', 0.0))
+        if loss_is_bad:
+            self._put_back()  # at once, for a checkpoint between two steps
         # A loss that one of several processes has for itself must not stop that one alone.
-        loss_is_bad = not runner.distributed and not _is_finite((outputs or {}).get('loss', 0.0))
-        if not (self._left_out or loss_is_bad or (scale is not None and scale < previous)):
+        self._is_bad |= (loss_is_bad and not runner.distributed) or (scale is not None and scale < previous)
+        self._files.append(_files(data_batch))
+        self._between_steps = not has_stepped(runner.optim_wrapper)
+        if self._between_steps:
+            return
+        if not self._is_bad:
             self._bad_in_a_row = 0
             return
         self._put_back()
         self._bad_in_a_row += 1
         what = f'iteration {runner.iter + 1}: no finite gradients ({_describe(outputs)})'
-        files = _files(data_batch)
+        files = ', '.join(self._files)
         print_log(f'{what}, the step is left out; images: {files}', logger='current', level=logging.WARNING)
         if self._bad_in_a_row >= self.max_consecutive:
             raise UsageError(self._report(runner, what, files, data_batch))
@@ -93,7 +105,7 @@ class NonFiniteHook(Hook):
     def _check_gradients(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         parameters = [p for group in optimizer.param_groups for p in group['params'] if p.grad is not None]
         if parameters and not are_finite([p.grad for p in parameters]):
-            self._left_out = True
+            self._is_bad = True
             for parameter in parameters:
                 parameter.grad = None  # an optimizer passes over parameters without a gradient
 

@@ -11,14 +11,14 @@ from multiprocessing.util import Finalize
 from types import FrameType
 
 import torch
-from mmengine.dist import barrier, is_main_process
-from mmengine.hooks import Hook
+from mmengine.dist import barrier
+from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from torch import Tensor, distributed
 
 from ..utils.files import write_atomically
-from .checkpoint_hook import SafeCheckpointHook
+from .checkpoint_hook import SafeCheckpointHook, has_stepped
 
 # EX_TEMPFAIL of sysexits.h: the job failed for now and may be started again.
 PREEMPTED_STATUS = 75
@@ -35,8 +35,8 @@ class PreemptionHook(Hook):
 
     Args:
         signals (Sequence[str]): Names of the signals. Defaults to SIGTERM and SIGUSR1.
-        interval (int): Iterations between two agreements of several processes; a single one looks after each.
-            Defaults to 5.
+        interval (int): Iterations between two agreements of several processes, more where gradients are accumulated;
+            a single one looks after each. Defaults to 5.
 
     Example:
         >>> custom_hooks = [dict(type='PreemptionHook')]
@@ -54,6 +54,7 @@ class PreemptionHook(Hook):
         self.interval = interval
         self._received: signal.Signals | None = None
         self._group = None
+        self._since_agreement = 0
         self._previous: dict = {}
 
     def before_train(self, runner) -> None:
@@ -73,9 +74,9 @@ class PreemptionHook(Hook):
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Stops here if a signal has come."""
+        self._since_agreement += 1
         # Gradients that wait for those of further iterations are in no checkpoint.
-        is_complete = getattr(runner.optim_wrapper, 'should_update', lambda: True)()
-        if is_complete and self._agree(runner.iter):
+        if has_stepped(runner.optim_wrapper) and self._agree():
             self._leave(runner, runner.iter + 1)
 
     def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
@@ -83,7 +84,11 @@ class PreemptionHook(Hook):
         loader = runner.val_dataloader
         # The processes may differ by one batch at the end.
         is_common = (batch_idx + 1) * runner.world_size * (loader.batch_size or 1) <= len(loader.dataset)
-        if is_common and self._agree(batch_idx):
+        self._since_agreement += 1
+        if is_common and self._agree():
+            for hook in runner.hooks:
+                if isinstance(hook, EMAHook):  # has put the averaged weights into the model for the evaluation
+                    hook.after_val_epoch(runner)
             self._leave(runner, runner.iter)
 
     def after_train(self, runner) -> None:
@@ -95,11 +100,12 @@ class PreemptionHook(Hook):
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._received = signal.Signals(number)
 
-    def _agree(self, iteration: int) -> bool:
+    def _agree(self) -> bool:
         if self._group is None:
             return self._received is not None
-        if (iteration + 1) % self.interval:
+        if self._since_agreement < self.interval:
             return False
+        self._since_agreement = 0
         stops = torch.tensor(self._received is not None, dtype=torch.uint8)
         distributed.all_reduce(stops, distributed.ReduceOp.MAX, self._group)
         return bool(stops)
@@ -114,7 +120,7 @@ class PreemptionHook(Hook):
         else:
             path = hook.save_extra(runner, 'preempted', iteration)
             print_log(f'{name}: {path} saved, the training stops; --resume goes on', logger='current')
-        if is_main_process() and STATUS_FILE in os.environ:
+        if os.environ.get('LOCAL_RANK', '0') == '0' and STATUS_FILE in os.environ:  # each node has its own
             write_atomically(os.environ[STATUS_FILE], str(PREEMPTED_STATUS))
         barrier()  # torchrun ends the others when the first one is gone
         raise SystemExit(PREEMPTED_STATUS)

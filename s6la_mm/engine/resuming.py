@@ -20,13 +20,13 @@ def problem_of(path: str) -> str | None:
         path (str): The file that ``torch.save`` wrote, or a folder of DeepSpeed, which is taken as it is.
 
     Returns:
-        str or None: The reason why it cannot be loaded.
+        str or None: The reason why it cannot be loaded. What lies on a remote backend is taken as it is.
 
     Example:
         >>> problem_of('missing.pth')
         'it does not exist'
     """
-    if osp.isdir(path):
+    if osp.isdir(path) or '://' in path:
         return None
     if not osp.isfile(path):
         return 'it does not exist'
@@ -51,6 +51,7 @@ def find_last_good(work_dir: str) -> str | None:
         that is passed over is logged with its reason. None if there is none.
     """
     candidates = []
+    folders = [work_dir]
     note = osp.join(work_dir, 'last_checkpoint')
     if osp.isfile(note):
         with open(note, encoding='utf-8', errors='replace') as file:
@@ -59,8 +60,9 @@ def find_last_good(work_dir: str) -> str | None:
             # A work dir that was moved is found by name.
             beside = osp.join(work_dir, osp.basename(last))
             candidates.append(last if osp.exists(last) or not osp.exists(beside) else beside)
+            folders.append(osp.dirname(last))  # the out_dir of the checkpoint hook
     patterns = ('epoch_*.pth', 'iter_*.pth', 'preempted_*.pth')
-    others = [path for pattern in patterns for path in glob.glob(osp.join(glob.escape(work_dir), pattern))]
+    others = [p for f in folders for pattern in patterns for p in glob.glob(osp.join(glob.escape(f), pattern))]
     candidates += sorted(others, key=osp.getmtime, reverse=True)
     seen = set()
     for path in candidates:

@@ -92,11 +92,11 @@ class StateRead(nn.Conv2d):
             return False
         weight = self.weight.flatten(1)
         if out.is_contiguous():
-            maps = out.view(*out.shape[:2], -1)
+            maps = out.flatten(2)  # a view of what is contiguous
             torch.baddbmm(maps, weight.expand(len(h), -1, -1), h.flatten(2), out=maps)
         elif out.is_contiguous(memory_format=torch.channels_last):
-            rows = out.permute(0, 2, 3, 1).view(-1, out.shape[1])
-            torch.addmm(rows, h.permute(0, 2, 3, 1).reshape(len(rows), -1), weight.t(), out=rows)
+            rows = out.permute(0, 2, 3, 1).flatten(0, 2)
+            torch.addmm(rows, h.permute(0, 2, 3, 1).flatten(0, 2), weight.t(), out=rows)
         else:
             return False
         return True
@@ -192,6 +192,8 @@ class S6LAMapCell(BaseModule):
         """
         is_plain = type(conv) is nn.Conv2d and conv.kernel_size == conv.stride == (1, 1) and conv.groups == 1
         if not (self.training and is_plain and conv.bias is None):
+            return None, None
+        if any(layer._forward_pre_hooks or layer._forward_hooks for layer in (conv, self.in_proj)):  # as pruning has
             return None, None
         weights = conv.weight, self.in_proj.weight
         if weights[0].requires_grad != weights[1].requires_grad:  # else a frozen one would have a graph

@@ -171,6 +171,9 @@ class StateCarry(nn.Linear):
 
     def forward(self, h: Tensor) -> Tensor:
         """Maps the state (batch, D, N) to (batch, D', N), in its own dtype under autocast too."""
+        if torch.is_autocast_enabled(h.device.type):
+            with torch.autocast(h.device.type, enabled=False):
+                return torch.matmul(self.weight.to(h.dtype), h)
         return torch.matmul(self.weight, h).to(h.dtype)
 
     def init_weights(self) -> None:

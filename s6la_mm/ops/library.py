@@ -73,6 +73,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     needed = ctx.needs_input_grad[:6]
     # With create_graph=True: the kernels have no second derivative, the reference has all (of no step there is none).
     if torch.is_grad_enabled() and tensors[0].shape[0] > 0:
+        # Views, behind which the derivatives end: a state that an earlier step made from A would add that step's own.
+        tensors = [tensor if tensor is None else tensor.view_as(tensor) for tensor in tensors]
         wanted = [tensor for tensor, need in zip(tensors, needed) if need]
         states = reference.scan(*tensors, *options)
         grads = iter(torch.autograd.grad(states, wanted, grad, create_graph=True))

@@ -139,6 +139,9 @@ def _is_zoh(discretization: str) -> bool:
     return discretization == 'zoh'
 
 
+_is_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)  # torch 2.6 has none
+
+
 def _scan(
     x: Tensor,
     dt: Tensor,
@@ -154,7 +157,7 @@ def _scan(
     """The compiled op where the state's device has kernels; elsewhere, and in what is exported, plain PyTorch."""
     arguments = (x, dt, A, B, h0, dt_bias, dt_softplus, zoh, return_states, norm_eps)
     # Nobody who runs an exported graph can be expected to have the op.
-    if not (torch.compiler.is_exporting() or torch.jit.is_tracing()):
+    if not (_is_exporting() or torch.jit.is_tracing()):
         if h0.device.type in extension.compiled_devices():
             return torch.ops.s6la_mm.selective_scan(*arguments)
         if h0.device.type != 'meta' and not torch.compiler.is_compiling():

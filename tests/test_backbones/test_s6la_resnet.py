@@ -44,6 +44,7 @@ PLAIN_CASES = {
     'x50-32x4d': dict(depth=50, groups=32, base_width=4),
     'x50-caffe': dict(depth=50, groups=4, base_width=4, style='caffe'),
     'r50-context': dict(depth=50, plugins=[CONTEXT]),
+    'r50-context-everywhere': dict(depth=50, plugins=[CONTEXT | dict(stages=None)]),
     'r50-eca': dict(depth=50, plugins=ECA),
     'r50-eca-context': dict(depth=50, plugins=[*ECA, CONTEXT], style='caffe'),
     'x50-eca': dict(depth=50, groups=4, base_width=4, plugins=ECA),

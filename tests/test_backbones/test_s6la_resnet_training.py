@@ -373,8 +373,13 @@ def test_cast_network(dtype):
         assert (actual.double() - e).norm() < 0.1 * e.norm()
 
 
-def test_empty_batch():
-    outs = build(out_state=True).eval()(torch.zeros(0, 3, 32, 32))
+@pytest.mark.parametrize('depth', [18, 50])
+@pytest.mark.parametrize('with_grad', [False, True])
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+def test_empty_batch(depth, with_grad, memory_format):
+    network = build(depth, out_state=True).eval().to(memory_format=memory_format)
+    with torch.set_grad_enabled(with_grad):
+        outs = network(torch.zeros(0, 3, 32, 32).to(memory_format=memory_format))
     assert [out.shape[0] for out in outs] == [0] * 5
 
 

@@ -113,7 +113,9 @@ def test_windowed_attention(size, window_size):
     assert_trainable_get_gradients(windowed, x)
 
 
-@pytest.mark.parametrize(('num_layers', 'expected'), [(12, {2, 5, 8, 11}), (24, {5, 11, 17, 23}), (4, {0, 1, 2, 3})])
+@pytest.mark.parametrize(
+    ('num_layers', 'expected'), [(12, {2, 5, 8, 11}), (24, {5, 11, 17, 23}), (4, {0, 1, 2, 3}), (2, {0, 1})]
+)
 def test_default_global_layers_are_those_of_vitdet(num_layers, expected):
     network = build(arch=ARCH | dict(num_layers=num_layers), **NO_TOKEN, window_size=2)
     assert set(range(num_layers)) - network.windowed == expected

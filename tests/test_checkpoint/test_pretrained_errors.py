@@ -3,14 +3,18 @@
 import copy
 import os
 import pickle
+import re
 
 import pytest
 import torch
 from mmdet.models.backbones import ResNet
 from mmengine.model import PretrainedInit
+from mmengine.runner import CheckpointLoader
+from tool_runner import ROOT
 
 from s6la_mm.backbones import S6LAResNet
 from s6la_mm.checkpoint import load_pretrained
+from s6la_mm.checkpoint.reading import weights_only
 
 
 def plain(depth=50, **options):
@@ -181,3 +185,21 @@ def test_loads_beside_the_workaround_variable(saved, monkeypatch):
 @pytest.mark.parametrize('content', [torch.ones(3), [torch.ones(3)]], ids=['tensor', 'list'])
 def test_file_that_holds_no_dict(saved, content):
     assert_untouched_by(s6la(18), saved(content), match=r'checkpoint\.pth')
+
+
+@pytest.mark.parametrize('tool', ['train', 'test', 'image_demo', 'make_report', 'analyze_state'])
+def test_tools_load_urls_with_weights_only(tool):
+    """mmengine's loader of URLs, which they use, would run the code in a file."""
+    text = (ROOT / f'tools/{tool}.py').read_text()
+    assert re.search(r'with clear_errors\(cfg\), .*weights_only\(\):', text)
+
+
+def test_weights_only_holds_for_mmengine(saved, tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
+    cache, done = tmp_path / 'hub' / 'checkpoints', tmp_path / 'executed'
+    cache.mkdir(parents=True)
+    os.rename(saved(dict(state_dict={}, payload=Payload(done)), 'x.pth'), cache / 'x.pth')
+    with pytest.raises(pickle.UnpicklingError), weights_only():
+        CheckpointLoader.load_checkpoint('https://nowhere.invalid/x.pth', map_location='cpu')
+    assert not done.exists() and 'TORCH_FORCE_WEIGHTS_ONLY_LOAD' not in os.environ

@@ -12,8 +12,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from toy_runner import Killed, ToyModel, build
 
-from s6la_mm.engine import problem_of
-from s6la_mm.engine.checkpoint_hook import first_non_finite, require_resumable
+from s6la_mm.engine import SafeCheckpointHook, problem_of
+from s6la_mm.engine.checkpoint_hook import _Saver, first_non_finite, require_resumable
 from s6la_mm.utils import UsageError
 
 
@@ -171,3 +171,30 @@ def test_weights_only_in_load_from_are_not_compared(tmp_path):
     runner._load_from = str(tmp_path / 'weights.pth')
     runner.train()
     assert runner.iter == 9
+
+
+def test_the_iteration_that_is_meant_is_in_the_checkpoint(tmp_path):
+    """FlexibleRunner writes another one: it takes it that each checkpoint follows a training step."""
+    runner = build(tmp_path)
+    hook = SafeCheckpointHook.of(runner)
+    checkpoint = dict(meta=dict(epoch=4, iter=13, seed=0))
+    hook.before_save_checkpoint(runner, checkpoint)  # of somebody else's save_checkpoint
+    assert checkpoint['meta'] == dict(epoch=4, iter=13, seed=0)
+    written = []
+
+    class Other:
+        """Calls the hook as FlexibleRunner does."""
+
+        model = runner.model
+        work_dir = runner.work_dir
+        iter = 12
+
+        def save_checkpoint(self, out_dir, filename, meta, **kwargs):
+            checkpoint = dict(meta=dict(meta, epoch=4, iter=13))
+            hook.before_save_checkpoint(self, checkpoint)
+            written.append(checkpoint['meta'])
+            (tmp_path / filename).write_bytes(b'x')
+
+    hook.before_train(runner)
+    _Saver(Other(), hook).save_checkpoint(str(tmp_path), 'epoch_3.pth', meta=dict(epoch=3, iter=12))
+    assert written == [dict(epoch=3, iter=12)] and (tmp_path / 'epoch_3.pth').exists()

@@ -81,3 +81,28 @@ def test_the_reason_of_the_stop_survives_a_model_that_cannot_be_looked_into():
 def test_max_consecutive_is_checked():
     with pytest.raises(ValueError, match='max_consecutive=0 is not allowed'):
         NonFiniteHook(max_consecutive=0)
+
+
+def accumulating(counts: int) -> dict:
+    return dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-2), accumulative_counts=counts)
+
+
+def test_accumulated_gradients_that_are_bad_cost_one_step(tmp_path):
+    """One image spoils a step of three iterations; the batch norm of none of them keeps it."""
+    runner = build(tmp_path, dataset=dict(poison=5), hooks=[NonFiniteHook()], optim_wrapper=accumulating(3))
+    runner.train()
+    assert first_non_finite(runner.model) is None and runner.iter == 9
+
+
+def test_bad_steps_of_accumulated_gradients_stop_the_run(tmp_path):
+    """The iterations between two steps neither count nor begin the count anew."""
+
+    class Spoil(Hook):
+        """Gradients that overflow while the losses are finite."""
+
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            if runner.iter == 0:
+                runner.model.head.weight.register_hook(lambda grad: grad * float('inf'))
+
+    with pytest.raises(UsageError, match=r'2 iterations in a row .* iteration 6'):
+        build(tmp_path, hooks=[NonFiniteHook(max_consecutive=2), Spoil()], optim_wrapper=accumulating(3)).train()

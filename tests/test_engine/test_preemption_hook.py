@@ -118,3 +118,21 @@ def test_signals_are_given_back(tmp_path):
 def test_options_are_checked(options):
     with pytest.raises(ValueError, match='are allowed'):
         PreemptionHook(**options)
+
+
+def test_signal_during_an_evaluation_of_averaged_weights(tmp_path):
+    """The checkpoint has the raw weights as those to train on, though the model holds the averaged ones meanwhile."""
+    options = dict(
+        checkpoint=dict(interval=9), optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1))
+    )
+
+    def hooks(*others):
+        return [dict(type='EMAHook', momentum=0.3), PreemptionHook(), *others]
+
+    whole = train(tmp_path / 'whole', hooks=hooks(), **options)
+    with pytest.raises(SystemExit):
+        train(tmp_path / 'cut', hooks=hooks(SendAt(signal.SIGTERM, 6, evaluates=True)), **options)
+    last = find_last_good(str(tmp_path / 'cut'))
+    assert last.endswith('preempted_iter_6.pth')
+    resumed = train(tmp_path / 'cut', hooks=hooks(), resume=last, **options)
+    torch.testing.assert_close(resumed, whole, rtol=0, atol=0)

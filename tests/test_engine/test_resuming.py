@@ -124,3 +124,15 @@ def test_make_resumable_leaves_another_checkpoint_hook_alone():
     cfg = Config(dict(train_cfg=dict(by_epoch=True), default_hooks=dict(checkpoint=dict(type='TheirHook'))))
     make_resumable(cfg)
     assert cfg.default_hooks.checkpoint == dict(type='TheirHook') and not cfg.get('custom_hooks')
+
+
+def test_checkpoints_in_a_folder_of_their_own(tmp_path):
+    """The out_dir of the checkpoint hook: older ones are looked for there too, remote ones taken as they are."""
+    (tmp_path / 'out').mkdir()
+    older, newest = save(tmp_path / 'out/iter_10.pth', 10, 100), save(tmp_path / 'out/iter_20.pth', 20, 200)
+    note = tmp_path / 'last_checkpoint'
+    note.write_text(newest)
+    cut_short(newest)
+    assert find_last_good(str(tmp_path)) == older
+    note.write_text('s3://bucket/iter_20.pth')
+    assert find_last_good(str(tmp_path)) == 's3://bucket/iter_20.pth'

@@ -7,6 +7,7 @@ import pytest
 import torch
 from mmengine.model import BaseModule, Sequential
 from torch import nn
+from torch.nn.utils import prune
 
 from s6la_mm.layers import S6LAMapCell, StateRead, pool_state
 from s6la_mm.ops import DISCRETIZATIONS
@@ -291,6 +292,8 @@ def test_what_is_not_projected_together(options):
     assert cell.project_with(nn.utils.parametrizations.weight_norm(conv), x) == (None, None)
     frozen = nn.Conv2d(5, 10, 1, bias=False).requires_grad_(False)
     assert cell.project_with(frozen, x) == (None, None)
+    pruned = prune.l1_unstructured(nn.Conv2d(5, 10, 1, bias=False), 'weight', 0.5)  # by a hook of its forward
+    assert cell.project_with(pruned, x) == (None, None)
 
 
 @pytest.mark.parametrize('stride', [1, 2, 4])

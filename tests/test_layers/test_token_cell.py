@@ -233,3 +233,10 @@ def test_empty_batch():
 def test_wrong_options(options, message):
     with pytest.raises(ValueError, match=message):
         S6LATokenCell(4, **options)
+
+
+def test_carry_is_exact_under_autocast():
+    carry, h = StateCarry(6, 9), torch.randn(2, 6, 4)
+    expected = carry(h)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        torch.testing.assert_close(carry(h), expected, rtol=0, atol=1e-6)

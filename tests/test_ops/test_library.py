@@ -318,3 +318,20 @@ def test_create_graph(device, return_states, depth, needed):
         )
         results.append([g.detach() for g in grads])
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
+def test_create_graph_of_a_chain(device):
+    """The second step's gradients are its own, though its state has come from the same A and dt_bias."""
+    inputs = {name: t.double() for name, t in sample_inputs('map', depth=1, device=device).items()}
+
+    def derivatives(step) -> list:
+        leaves = {name: t.clone().requires_grad_() for name, t in inputs.items()}
+        state = leaves['h0']
+        for _ in range(2):
+            state = step(leaves | dict(h0=state))
+        first = torch.autograd.grad(state.square().sum(), list(leaves.values()), create_graph=True)
+        second = torch.autograd.grad(sum(grad.square().sum() for grad in first), list(leaves.values()))
+        return [*(grad.detach() for grad in first), *second]
+
+    actual = derivatives(lambda given: selective_scan(**given, dt_softplus=True))
+    torch.testing.assert_close(actual, derivatives(lambda given: reference_scan(given, dt_softplus=True)))
