@@ -171,7 +171,7 @@ class StateCarry(nn.Linear):
 
     def forward(self, h: Tensor) -> Tensor:
         """Maps the state (batch, D, N) to (batch, D', N), in its own dtype under autocast too."""
-        if torch.is_autocast_enabled(h.device.type):
+        if h.device.type != 'meta' and torch.is_autocast_enabled(h.device.type):  # which knows no meta device
             with torch.autocast(h.device.type, enabled=False):
                 return torch.matmul(self.weight.to(h.dtype), h)
         return torch.matmul(self.weight, h).to(h.dtype)
