@@ -109,12 +109,14 @@ def test_stopped_resumed_and_reported(folder, report):
 
     for size in (64, 32):  # other images, other costs
         with open(folder / 'plan.py', 'a') as file:
-            file.write(f'shape = ({size}, 64)\n')
+            file.write(f"shape = ({size}, 64)\nruns = [dict(name='renamed'), dict(name='other')]\n")
         output = report(*command, '--report-only')[1]
         assert '| renamed | 0 of 1 | – |' in output and 'GFLOPs' in output
         costs = json.loads((folder / 'out/costs.json').read_text())
         assert costs['plan']['shape'] == [size, 64]
-        assert all(costs['models']['renamed'][name] for name in ('parameters', 'flops', 'memory', 'seconds'))
+        assert list(costs['models']) == ['renamed', 'other']
+        for model in costs['models'].values():
+            assert all(model[name] for name in ('parameters', 'flops', 'memory', 'seconds'))
 
     (folder / 'plan.py').write_text(PLAN.replace("'train_cfg.max_iters': 2", "'train_cfg.max_iters': 3"))
     for options in ((), ('--report-only',)):  # a finished run counts for its own settings alone

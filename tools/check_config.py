@@ -16,6 +16,7 @@ from mmengine.device import get_device
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from s6la_mm.checkpoint.reading import weights_only
 from s6la_mm.engine import find_last_good, make_resumable
 from s6la_mm.utils import UsageError
 from s6la_mm.utils.benchmark import PeakMemory
@@ -166,7 +167,8 @@ def main() -> None:
         full = load_config(args.config, args.cfg_options, args.work_dir)
     with clear_errors(full), tempfile.TemporaryDirectory() as folder:
         cfg = shorten(full, folder, args.random_weights)
-        runner, watch, peak = try_training(cfg)
+        with weights_only():  # of a load_from
+            runner, watch, peak = try_training(cfg)
         print(f'trained    {STEPS} iterations, losses {", ".join(f"{loss:.3f}" for loss in watch.losses)}')
         size = check_round_trip(cfg, runner)
         print(f'saved      {size / 2**20:.1f} MiB, resumed to the bit')

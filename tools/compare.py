@@ -38,7 +38,7 @@ from s6la_mm.utils import UsageError
 from s6la_mm.utils.benchmark import PeakMemory, alternating_rounds, describe_device, run_in_child
 from s6la_mm.utils.capacity import random_batch, without_downloads
 from s6la_mm.utils.cli import clear_errors, explain, require_writable
-from s6la_mm.utils.comparison import Plan, Run, digests, read_plan, take_earlier
+from s6la_mm.utils.comparison import Plan, Run, read_plan, take_earlier
 from s6la_mm.utils.comparison_report import versions_text, write_report
 from s6la_mm.utils.files import read_json, write_atomically
 
@@ -217,7 +217,6 @@ def _train_all(
     plan: Plan, runs: list[Run], args: argparse.Namespace, active: list[Training], stopped: list[int], held: int
 ) -> None:
     by_key = {(run.variant.name, run.seed): run for run in runs}
-    settings = digests(plan)
     hardware = f'{describe_device(get_device(), args.threads)} ({args.jobs} at a time), {versions_text()}'
     waiting = [run for run in runs if is_due(run, args.retry)]
     for run in waiting:
@@ -238,7 +237,7 @@ def _train_all(
             if start is not None and start.outcome()['status'] != 'finished':
                 run.write_outcome('failed', f'{start.variant.name}, from which it starts, has failed')
                 continue
-            prepare(run, start, settings[run.variant.name])
+            prepare(run, start, plan.digests[run.variant.name])
             active.append(launch(run, free.pop(0), args.threads, held))
             print(f'{time.strftime("%H:%M:%S")} {run.variant.name}, seed {run.seed}: started', flush=True)
         time.sleep(0.2)
@@ -284,7 +283,7 @@ def training_memory(cfg: Config, shape: tuple[int, int], device: str) -> int:
 
 def costs_key(plan: Plan) -> dict:
     """What times and memory depend on, but for the machine."""
-    return {'shape': plan.shape and list(plan.shape), 'settings': digests(plan)}
+    return {'shape': plan.shape and list(plan.shape), 'settings': plan.digests}
 
 
 def measure_costs(plan: Plan, rounds: int) -> dict:
@@ -314,9 +313,8 @@ def main() -> None:
         require_writable(args.out)
         out = osp.abspath(args.out)
         runs = [Run(v, seed, osp.join(out, v.name, f'seed_{seed}')) for seed in plan.seeds for v in plan.variants]
-        settings = digests(plan)
         for run in runs:
-            run.check_settings(settings[run.variant.name])
+            run.check_settings(plan.digests[run.variant.name])
         runs = take_earlier(plan, runs, args.earlier)
         complete = args.report_only or train_all(plan, runs, args)
         anew = shlex.join(arg for arg in sys.argv if arg != '--report-only')

@@ -183,10 +183,7 @@ class _Saver:
         temporary = osp.join(out_dir, name)
         try:
             self._hook._position = {key: kwargs['meta'][key] for key in ('epoch', 'iter')}
-            try:
-                self._runner.save_checkpoint(out_dir, name, *args, **kwargs)
-            finally:
-                self._hook._position = {}
+            self._runner.save_checkpoint(out_dir, name, *args, **kwargs)
             barrier()  # some strategies write from every process
             if is_local and is_main_process():
                 commit(temporary, path)
@@ -194,6 +191,8 @@ class _Saver:
             if is_local and is_main_process():
                 _remove(temporary)
             raise UsageError(f'{path} cannot be written: {error.strerror or error}. {self._what_is_left()}') from error
+        finally:
+            self._hook._position = {}
 
     def _what_is_left(self) -> str:
         last = find_last_good(self._runner.work_dir)

@@ -11,6 +11,7 @@ import os.path as osp
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 from mmengine.config import Config
@@ -64,6 +65,20 @@ class Plan:
     seeds: tuple[int, ...]
     shape: tuple[int, int] | None
     variants: tuple[Variant, ...]
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """A hash of all settings of every variant and of what it starts from, by its name; not of where data lie."""
+        roots = (*DATA_ROOTS, 'S6LA_SHAPES_ROOT')
+        kept = {name: os.environ.pop(name) for name in roots if name in os.environ}
+        try:
+            found: dict[str, str] = {}
+            for variant in self.variants:
+                text = variant.build_config().pretty_text + found.get(variant.start, '')
+                found[variant.name] = hashlib.sha256(text.encode()).hexdigest()[:16]
+            return found
+        finally:
+            os.environ.update(kept)
 
 
 def read_plan(path: str) -> Plan:
@@ -223,7 +238,7 @@ class Run:
         return osp.join(self.folder, 'outcome.json')
 
     def write_config(self, cfg: Config, settings: str) -> None:
-        """Writes its config, with the hash of its settings, see :func:`digests`, in the first line."""
+        """Writes its config, with the hash of its settings, see :attr:`Plan.digests`, in the first line."""
         os.makedirs(self.folder, exist_ok=True)
         write_atomically(self.config_path, f'{_SETTINGS}{settings}\n{cfg.pretty_text}')
 
@@ -280,20 +295,6 @@ class Run:
         return Progress(outcome['status'], iteration, value, curve, losses, outcome['reason'], trained_on)
 
 
-def digests(plan: Plan) -> dict[str, str]:
-    """A hash of all settings of every variant, and of what it starts from, by its name; not of where the data lie."""
-    roots = (*DATA_ROOTS, 'S6LA_SHAPES_ROOT')
-    kept = {name: os.environ.pop(name) for name in roots if name in os.environ}
-    try:
-        found: dict[str, str] = {}
-        for variant in plan.variants:
-            text = variant.build_config().pretty_text + found.get(variant.start, '')
-            found[variant.name] = hashlib.sha256(text.encode()).hexdigest()[:16]
-        return found
-    finally:
-        os.environ.update(kept)
-
-
 def take_earlier(plan: Plan, runs: Sequence[Run], paths: Sequence[str]) -> list[Run]:
     """Takes the finished runs of earlier reports, of other machines for example, so that they are not trained again.
 
@@ -323,7 +324,7 @@ def take_earlier(plan: Plan, runs: Sequence[Run], paths: Sequence[str]) -> list[
             raise UsageError(f'{path} is no results.json of this version of the report: {error!r}') from error
         if metric != plan.metric:
             raise UsageError(f'{path} reports {metric}, not {plan.metric}, the metric of {plan.path}')
-    settings = digests(plan) if known else {}
+    settings = plan.digests if known else {}
     taken: list[Run] = []
     needed = set()
     for run in reversed(runs):

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from .benchmark import paired_ratios
-from .comparison import Plan, Progress, Run, digests, paired_difference
+from .comparison import Plan, Progress, Run, paired_difference
 from .files import write_atomically
 
 _PACKAGES = ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 's6la_mm')
@@ -44,13 +44,12 @@ def write_report(plan: Plan, runs: Sequence[Run], costs: dict | None, folder: st
     text += ['## Settings', '', *_settings(plan, table, costs, command)]
     draw_curves(plan, table, osp.join(folder, 'curves.png'))
     write_atomically(osp.join(folder, 'README.md'), '\n'.join(text).replace('\n\n\n', '\n\n') + '\n')
-    settings = digests(plan)
     results = dict(
         metric=plan.metric,
         reference=plan.reference,
         versions=versions(),
         runs=[
-            dict(name=name, seed=seed, settings=settings[name], **progress._asdict())
+            dict(name=name, seed=seed, settings=plan.digests[name], **progress._asdict())
             for name, by in table.items()
             for seed, progress in by.items()
         ],

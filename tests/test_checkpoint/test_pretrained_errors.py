@@ -187,6 +187,11 @@ def test_file_that_holds_no_dict(saved, content):
     assert_untouched_by(s6la(18), saved(content), match=r'checkpoint\.pth')
 
 
+def test_check_config_loads_urls_with_weights_only():
+    text = (ROOT / 'tools/check_config.py').read_text()
+    assert re.search(r'with weights_only\(\):.*\n +runner, watch, peak = try_training', text)
+
+
 @pytest.mark.parametrize('tool', ['train', 'test', 'image_demo', 'make_report', 'analyze_state'])
 def test_tools_load_urls_with_weights_only(tool):
     """mmengine's loader of URLs, which they use, would run the code in a file."""
