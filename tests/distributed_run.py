@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from toy_runner import ToyModel, build
 
-from s6la_mm.utils.cpu import init_cpu_process_group
+from s6la_mm.engine.cpu import init_cpu_process_group
 
 
 class Losses(Hook):

@@ -16,8 +16,8 @@ from mmengine.registry import MODELS, STRATEGIES
 from torch import Tensor, nn
 
 import s6la_mm  # noqa: F401
+from s6la_mm.engine.cpu import CPUDistributedDataParallel
 from s6la_mm.layers import StateRead, TokenRead
-from s6la_mm.utils.cpu import CPUDistributedDataParallel
 
 SIZE = 64
 # The smallest of each kind; without drop path and dropout, which draw another random number in every process.

@@ -21,7 +21,7 @@ MODULES = [
     'necks.simple_fpn',
     'ops.selective_scan',
     'testing',
-    'utils.logs',
+    'analysis.logs',
 ]
 
 

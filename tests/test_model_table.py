@@ -4,14 +4,14 @@ import runpy
 
 import pytest
 from token_backbones import parameters_on_meta
-from tool_runner import ROOT, TOOLS
+from tool_runner import ROOT
 
 from s6la_mm.backbones import S6LASwin
 from s6la_mm.backbones.architectures import architectures, find_architecture
 
 pytest.importorskip('mmpretrain')
 
-TOOL = runpy.run_path(str(TOOLS / 'make_model_table.py'))
+TOOL = runpy.run_path(str(ROOT / '.dev_scripts/make_model_table.py'))
 ROWS = {row.title: row for row in architectures().values()}
 
 

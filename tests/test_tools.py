@@ -13,7 +13,7 @@ import pytest
 from mmengine.config import Config
 from tool_runner import ROOT, TOOLS, check, run
 
-from s6la_mm.utils import UsageError
+from s6la_mm.common.errors import UsageError
 
 TINY = """
 _base_ = {base!r}
@@ -56,7 +56,7 @@ def test_resume_then_report(trained):
     assert 'iter_4.pth' in output and 'resumed epoch: 0, iter: 4' in output
     assert 'Iter(train) [5/6]' in output and 'Iter(train) [4/6]' not in output
 
-    output = check(run('make_report.py', trained['work_dir'], '--num-images', 2, **trained['data']))
+    output = check(run('analysis_tools/make_report.py', trained['work_dir'], '--num-images', 2, **trained['data']))
     page = trained['work_dir'] / 'report/index.html'
     assert f'Page of pictures: {page}' in output
     text = page.read_text()
@@ -140,7 +140,7 @@ def test_wrong_input(command, message, tmp_path, monkeypatch):
 
 
 def test_report_without_scalars_or_checkpoint(tmp_path):
-    tool = runpy.run_path(str(TOOLS / 'make_report.py'))
+    tool = runpy.run_path(str(TOOLS / 'analysis_tools/make_report.py'))
     with pytest.raises(FileNotFoundError, match='no logged loss'):
         tool['read_scalars'](tmp_path)
     (tmp_path / 'last_checkpoint').write_text('/somewhere/else/iter_4.pth')
@@ -159,7 +159,7 @@ def test_report_joins_a_resumed_run(tmp_path):
         path = tmp_path / name / 'vis_data/scalars.json'
         path.parent.mkdir(parents=True)
         path.write_text('\n'.join(json.dumps(entry) for entry in entries))
-    train, val = runpy.run_path(str(TOOLS / 'make_report.py'))['read_scalars'](tmp_path)
+    train, val = runpy.run_path(str(TOOLS / 'analysis_tools/make_report.py'))['read_scalars'](tmp_path)
     assert [entry['loss'] for entry in train] == [1.0, 2.0, 4.0]
     assert [(entry['step'], entry['coco/bbox_mAP']) for entry in val] == [(20, 0.1), (30, 0.3)]
 

@@ -20,7 +20,18 @@ def resnet18(tmp_path):
 
 def test_convert_and_inspect(resnet18, tmp_path):
     out, report = tmp_path / 'out.pth', tmp_path / 'report.json'
-    output = check(run('convert_checkpoint.py', resnet18, out, '--arch', 's6la_r18', '--verify', '--report', report))
+    output = check(
+        run(
+            'model_converters/convert_checkpoint.py',
+            resnet18,
+            out,
+            '--arch',
+            's6la_r18',
+            '--verify',
+            '--report',
+            report,
+        )
+    )
     lines = output.splitlines()
     row = next(line.split() for line in lines if line.startswith('layer1.0.conv1.weight'))
     assert row == ['layer1.0.conv1.weight', 'layer1.0.conv1.weight', '64x64x3x3', 'kept']
@@ -29,13 +40,13 @@ def test_convert_and_inspect(resnet18, tmp_path):
     content = json.loads(report.read_text())
     assert content['counts'] == {'kept': 120, 'new': 33, 'left out': 2} and content['difference'] < 1e-5
     assert content['meta']['arch'] == 's6la_r18' and content['path'] == str(out)
-    output = check(run('inspect_checkpoint.py', out))
+    output = check(run('model_converters/inspect_checkpoint.py', out))
     assert 'fits: s6la_r18' in output and 'source_sha256' in output
-    output = check(run('inspect_checkpoint.py', resnet18, '--diff', out))
+    output = check(run('model_converters/inspect_checkpoint.py', resnet18, '--diff', out))
     assert '120 equal, 2 only in the first, 33 only in the second' in output
-    assert json.loads(check(run('inspect_checkpoint.py', out, '--json')).splitlines()[-1])['architectures'] == [
-        's6la_r18'
-    ]
+    assert json.loads(check(run('model_converters/inspect_checkpoint.py', out, '--json')).splitlines()[-1])[
+        'architectures'
+    ] == ['s6la_r18']
 
 
 @pytest.mark.parametrize('tool', ['convert_checkpoint.py', 'inspect_checkpoint.py'])
@@ -51,7 +62,14 @@ def test_one_sentence_and_exit_status(tmp_path, tool):
 
 def test_full_disk(resnet18, tmp_path):
     """A limit of 20 MB on what may be written is what a full disk is to the process."""
-    command = [sys.executable, TOOLS / 'convert_checkpoint.py', resnet18, tmp_path / 'out.pth', '--arch', 's6la_r18']
+    command = [
+        sys.executable,
+        TOOLS / 'model_converters/convert_checkpoint.py',
+        resnet18,
+        tmp_path / 'out.pth',
+        '--arch',
+        's6la_r18',
+    ]
     line = f'ulimit -f 20000; {shlex.join(map(str, command))}'
     result = subprocess.run(['bash', '-c', line], capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 1 and 'Traceback' not in result.stderr

@@ -1,4 +1,4 @@
-"""tools/compare.py and tools/analyze_state.py as a user calls them."""
+"""tools/analysis_tools/compare.py and tools/analysis_tools/analyze_state.py as a user calls them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 from test_tools import TINY
 from tool_runner import ROOT, TOOLS, check, environment, run
 
-from s6la_mm.utils import UsageError
-from s6la_mm.utils.comparison import Run, read_plan
+from s6la_mm.common.errors import UsageError
+from s6la_mm.comparison.plan import Run, read_plan
 
 BASE = ROOT / 'configs/quickstart/retinanet_s6la-r18_shapes.py'
 PLAN = """
@@ -66,7 +66,7 @@ def test_stopped_resumed_and_reported(folder, report):
     data = dict(S6LA_SHAPES_ROOT=str(folder / 'shapes'))
     command = (folder / 'plan.py', '--out', folder / 'out', '--rounds', '1')
     process = subprocess.Popen(
-        [sys.executable, TOOLS / 'compare.py', *command],
+        [sys.executable, TOOLS / 'analysis_tools/compare.py', *command],
         env=environment(**data),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -82,7 +82,7 @@ def test_stopped_resumed_and_reported(folder, report):
     assert process.returncode == 75 and 'stopped: the same command goes on' in output, output
     assert '- S6LA, seed 3: unfinished at iteration ' in output
 
-    result = run('compare.py', *command, '--jobs', 2, **data)
+    result = run('analysis_tools/compare.py', *command, '--jobs', 2, **data)
     output = result.stdout + result.stderr
     assert result.returncode == 1, output  # two have failed
     assert log.read_text().count('resumed epoch: 0, iter: ') == 1
@@ -248,9 +248,13 @@ def test_analyze_state(folder):
     check(run('train.py', folder / 'tiny.py', '--work-dir', folder / 'trained', **data))
     checkpoint, images = folder / 'trained/iter_4.pth', folder / 'shapes/val'
     out = folder / 'state'
-    output = check(run('analyze_state.py', folder / 'tiny.py', checkpoint, images, '--out-dir', out, **data))
+    output = check(
+        run('analysis_tools/analyze_state.py', folder / 'tiny.py', checkpoint, images, '--out-dir', out, **data)
+    )
     assert f'Page: {out}/index.html' in output and output.count('holds') == 7 and '  new 0.' in output
     assert {path.name for path in out.iterdir()} >= {'index.html', 'analysis.json', 'maps_1.png', 'decay.png'}
     plain = ('--cfg-options', 'model.backbone.type=mmdet.ResNet')
-    result = run('analyze_state.py', folder / 'tiny.py', checkpoint, images, *plain, '--out-dir', out, **data)
+    result = run(
+        'analysis_tools/analyze_state.py', folder / 'tiny.py', checkpoint, images, *plain, '--out-dir', out, **data
+    )
     assert result.returncode == 1 and 'ResNet carries no state' in result.stderr

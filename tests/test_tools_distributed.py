@@ -1,4 +1,4 @@
-"""tools/benchmark_distributed.py and tools/capacity_plan.py, from their command line to what they print."""
+"""tools/benchmarks/distributed.py and tools/benchmarks/capacity_plan.py, from their command line to what they print."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""tools/get_flops.py, tools/benchmark_backbone.py and tools/benchmark_op.py, run as a user runs them."""
+"""The tools that measure: get_flops.py, backbone.py and op.py, run as a user runs them."""
 
 import argparse
 import importlib
@@ -19,7 +19,7 @@ from s6la_mm.testing import sample_inputs
 
 def test_get_flops_counts_every_part():
     config = ROOT / 'configs/mask_rcnn/mask-rcnn_s6la-r50_fpn_1x_coco.py'
-    lines = check(run('get_flops.py', config, '--shape', 224)).splitlines()
+    lines = check(run('analysis_tools/get_flops.py', config, '--shape', 224)).splitlines()
     rows = {line[:16].strip(): line[16:].replace(' M', '').split() for line in lines}
     parts = {name: (float(rows[name][0]), float(rows[name][1])) for name in ('backbone', 'of it S6LA', 'whole model')}
     assert parts['backbone'][0] == pytest.approx(23.508 + 0.252, abs=1e-3)
@@ -57,14 +57,14 @@ def test_get_flops_of_a_transformer(monkeypatch):
 
 def test_get_flops_default_shape():
     """That of the config's scope."""
-    output = check(run('get_flops.py', ROOT / 'configs/imagenet/s6la-pvtv2-b0_8xb128_in1k.py'))
+    output = check(run('analysis_tools/get_flops.py', ROOT / 'configs/imagenet/s6la-pvtv2-b0_8xb128_in1k.py'))
     assert 'one image of 224 × 224' in output
 
 
 def test_get_flops_names_wrong_input():
-    done = run('get_flops.py', 'configs/nothing.py')
+    done = run('analysis_tools/get_flops.py', 'configs/nothing.py')
     assert done.returncode == 1 and 'configs/nothing.py' in done.stderr and 'Traceback' not in done.stderr
-    done = run('get_flops.py', 'configs/nothing.py', '--shape', 0)
+    done = run('analysis_tools/get_flops.py', 'configs/nothing.py', '--shape', 0)
     assert done.returncode == 2 and '--shape' in done.stderr
 
 
@@ -90,7 +90,7 @@ def assert_ratios(label: str, ratios: list[float], expected: list[float]) -> Non
 
 @pytest.mark.slow
 def test_benchmark_backbone_prints_paired_ratios():
-    output = check(run('benchmark_backbone.py', *TINY, '--layout', 'contiguous'))
+    output = check(run('benchmarks/backbone.py', *TINY, '--layout', 'contiguous'))
     assert 'contiguous' in output and '1 thread,' in output
     assert ('NOT COMPILED' in output) == ('cpu' not in extension.compiled_devices())
     for label in ('forward, eval', 'forward + backward', 'peak memory'):
@@ -102,7 +102,7 @@ def test_benchmark_backbone_prints_paired_ratios():
 @pytest.mark.slow
 def test_benchmark_backbone_of_a_transformer():
     """A table for every arch, at the shape and in the layout of its family; RLA is a ResNet."""
-    output = check(run('benchmark_backbone.py', '--arch', 'pvtv2-b0', 'deit-ti', *TINY[2:]))
+    output = check(run('benchmarks/backbone.py', '--arch', 'pvtv2-b0', 'deit-ti', *TINY[2:]))
     assert 'PVTv2-B0, (1, 3, 64, 64), contiguous' in output and 'DeiT-tiny, (1, 3, 64, 64)' in output
     assert 'RLA' not in output
     for label in ('forward, eval', 'forward + backward', 'peak memory'):
@@ -136,7 +136,7 @@ def test_benchmark_backbone_builds_comparable_networks(monkeypatch):
 @pytest.mark.slow
 def test_benchmark_backbone_scales_without_the_op():
     options = ['--scaling', '--sizes', 64, 96, '--eager']
-    output = check(run('benchmark_backbone.py', *TINY, *options))
+    output = check(run('benchmarks/backbone.py', *TINY, *options))
     assert 'the PyTorch formula, because of --eager' in output
     assert '(1, 3, 64, 64)' in output and 'ms per megapixel' in output and 'ms per block' in output
     for label, units in (('64 x 64', 64**2 / 1e6), ('96 x 96', 96**2 / 1e6), ('ResNet-18', 8)):
@@ -170,7 +170,7 @@ def test_benchmark_op_counts_its_bytes(tmp_path):
     options = ['--shape', 2, 8, 9, 11, '--layout', 'channels_last', '--dtype', 'bfloat16', '--json', log]
     options += ['--rounds', 2, '--threads', 1, '--device', 'cpu', '--copy-mib', 4]
     environment = dict(CXX='no-such-compiler', TORCHINDUCTOR_CACHE_DIR=str(tmp_path / 'cache'))
-    output = check(run('benchmark_op.py', *options, **environment))
+    output = check(run('benchmarks/op.py', *options, **environment))
     assert 'skipped: ' in output and 'no-such-compiler' in output
     measured = ['op', 'eager'] if 'cpu' in extension.compiled_devices() else ['eager']
     assert ('NOT COMPILED' in output) == ('op' not in measured)

@@ -69,7 +69,7 @@ def test_kill_resume(tiny, tmp_path):
 
 
 def test_check_config(tiny):
-    output = check(run('check_config.py', tiny['config'], '--processes', 2, **tiny['data']))
+    output = check(run('misc/check_config.py', tiny['config'], '--processes', 2, **tiny['data']))
     for line in ('trained    3 iterations', 'resumed to the bit', 'predicted', 'memory', 'time', 'disk'):
         assert line in output
     assert 'an epoch of 2 with 2 processes' in output  # 8 images, 2 in a batch
@@ -81,6 +81,6 @@ def test_check_config_names_parameters_without_a_gradient(tiny, tmp_path):
     # The last stage is computed for nobody.
     model = 'dict(backbone=dict(out_indices=(0, 1, 2)), neck=dict(in_channels=[32, 64, 128]))'
     config.write_text(f'_base_ = {str(tiny["config"])!r}\nmodel = {model}\n')
-    result = run('check_config.py', config, **tiny['data'])
+    result = run('misc/check_config.py', config, **tiny['data'])
     assert result.returncode == 1, result.stderr[-2000:]
     assert 'parameters got no gradient: backbone.' in result.stderr and 'Traceback' not in result.stderr

@@ -52,7 +52,7 @@ def test_train_test_report_and_demo(tmp_path):
     shutil.rmtree(tmp_path / 'data/images/train')  # a test needs only what it tests
     output = check(run('test.py', config, checkpoint, '--work-dir', tmp_path / 't', '--show-dir', tmp_path / 'shown'))
     assert 'mIoU' in output and len(list((tmp_path / 'shown').rglob('*.png'))) == 3
-    output = check(run('make_report.py', tmp_path / 'run', '--num-images', 2, **data))
+    output = check(run('analysis_tools/make_report.py', tmp_path / 'run', '--num-images', 2, **data))
     page = (tmp_path / 'run/report/index.html').read_text()
     assert '<td>mIoU</td>' in page and 'mIoU: ' in output and 'rgb(128, 64, 128)"></span>road' in page
     sources = [part.split('"')[0] for part in page.split('src="')[1:]]

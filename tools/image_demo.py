@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import glob
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,10 +15,8 @@ from mmengine.registry import init_default_scope
 
 import s6la_mm  # noqa: F401  (allow-lists what checkpoints hold, also for configs that don't import it)
 from s6la_mm.checkpoint.reading import weights_only
-from s6la_mm.utils import UsageError
-from s6la_mm.utils.cli import add_cfg_options, clear_errors, load_config, require_file
-
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+from s6la_mm.common.cli import add_cfg_options, clear_errors, find_images, load_config, require_file
+from s6la_mm.common.errors import UsageError
 
 # Of an image's path: its picture (height, width, RGB; uint8), what goes into its JSON, a label map or None.
 Predict = Callable[[str], 'tuple[np.ndarray, dict, np.ndarray | None]']
@@ -48,30 +44,6 @@ def parse_args() -> argparse.Namespace:
     if not 0 <= args.opacity <= 1:
         parser.error(f'--opacity {args.opacity} must be from 0 to 1')
     return args
-
-
-def find_images(inputs: list[str]) -> list[str]:
-    """Expand images, folders and glob patterns.
-
-    Args:
-        inputs: paths or patterns; of a folder the images directly in it are taken.
-
-    Returns:
-        Sorted paths without repetition.
-
-    Raises:
-        FileNotFoundError: if one of ``inputs`` matches no image.
-    """
-    images = set()
-    for item in inputs:
-        pattern = os.path.join(glob.escape(item), '*') if os.path.isdir(item) else item
-        # An existing file is taken as it is, even with brackets in its name or an unusual suffix.
-        found = [item] if os.path.isfile(item) else glob.glob(pattern, recursive=True)
-        found = [path for path in found if path == item or path.lower().endswith(IMAGE_SUFFIXES)]
-        if not found:
-            raise FileNotFoundError(f'no image matches {item!r}; looked for {", ".join(IMAGE_SUFFIXES)}')
-        images.update(found)
-    return sorted(images)
 
 
 def detector(cfg: Config, args: argparse.Namespace) -> Predict:

@@ -20,4 +20,4 @@ export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} # this clone's code, even whe
 log=$(ls -t "$work_dir"/*/*.log | head -n 1)
 echo 'Final metrics on the validation split:'
 awk '/coco\/bbox_mAP:/ { last = $0 } END { print last }' "$log" | grep -oE 'coco/(bbox|segm)_mAP(_50|_75)?: [0-9.]+' || true
-"$venv/bin/python" tools/make_report.py "$work_dir"
+"$venv/bin/python" tools/analysis_tools/make_report.py "$work_dir"

@@ -13,15 +13,15 @@ from mmengine.logging import print_log
 
 import s6la_mm  # noqa: F401  (allow-lists what checkpoints hold, also for configs that don't import it)
 from s6la_mm.checkpoint.reading import weights_only
-from s6la_mm.utils import UsageError
-from s6la_mm.utils.cli import (
+from s6la_mm.common.cli import (
     add_runner_arguments,
-    build_runner,
     clear_errors,
-    innermost_dataset,
     load_config,
     require_file,
 )
+from s6la_mm.common.configs import innermost_dataset
+from s6la_mm.common.errors import UsageError
+from s6la_mm.engine import build_runner
 
 
 def parse_args() -> argparse.Namespace:

@@ -12,16 +12,15 @@ from mmengine.dist import all_gather_object
 from mmengine.logging import print_log
 
 from s6la_mm.checkpoint.reading import weights_only
-from s6la_mm.engine import find_last_good, make_resumable, problem_of
-from s6la_mm.utils import UsageError
-from s6la_mm.utils.cli import (
+from s6la_mm.common.cli import (
     add_runner_arguments,
-    build_runner,
     clear_errors,
     load_config,
     require_file,
     require_writable,
 )
+from s6la_mm.common.errors import UsageError
+from s6la_mm.engine import build_runner, find_last_good, make_resumable, problem_of
 
 
 def parse_args() -> argparse.Namespace:

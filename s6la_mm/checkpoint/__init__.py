@@ -1,7 +1,7 @@
 """Loading weights safely, and saying what was loaded.
 
-What builds backbones is not imported here, as the backbones need this package: ``s6la_mm.checkpoint.convert`` and
-``s6la_mm.checkpoint.inspection``.
+What builds backbones is not imported here, as the backbones need this package: ``s6la_mm.conversion.convert`` and
+``s6la_mm.conversion.inspection``.
 """
 
 from .pretrained import PretrainedMixin, load_pretrained

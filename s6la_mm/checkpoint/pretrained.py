@@ -89,7 +89,7 @@ def load_pretrained(
             f'{checkpoint} (prefix {match.prefix!r}) does not fit {type(module).__name__}: {match.describe_problems()}'
             '. Set depth, arch, groups, deep_stem, in_channels, state_dim ... to those of the checkpoint, or give '
             'init_cfg the checkpoint of this architecture (prefix=... if the backbone is a part of a larger model; '
-            'tools/convert_checkpoint.py changes state_dim and more).'
+            'tools/model_converters/convert_checkpoint.py changes state_dim and more).'
         )
     check_finite(checkpoint, match.tensors)
     module.load_state_dict(match.tensors, strict=False)

@@ -1,4 +1,4 @@
-"""Data sets of this package: the one that the quickstart generates, CamVid, and a check of label maps.
+"""Data sets of this package: the one that the quickstart generates, and CamVid.
 
 ``CamVidDataset`` stands on mmseg, which is optional: its module is imported when it is asked for, here or by a config.
 """
@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from mmengine.registry import DATASETS
 
-from .label_check import LabelCheckHook, check_labels
 from .shapes import ShapesDataset, generate_shapes
 
-__all__ = ['CamVidDataset', 'LabelCheckHook', 'ShapesDataset', 'check_labels', 'generate_shapes']
+__all__ = ['CamVidDataset', 'ShapesDataset', 'generate_shapes']
 
 
 def __getattr__(name: str) -> type:

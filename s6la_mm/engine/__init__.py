@@ -1,16 +1,25 @@
-"""Trainings that survive: loops, checkpoints and hooks for mmengine's runners."""
+"""Trainings that survive: loops, checkpoints, hooks and wrappers for mmengine's runners."""
 
-from .checkpoint_hook import SafeCheckpointHook
+from .cpu import CPUAmpOptimWrapper, CPUDistributedDataParallel
 from .fsdp import CPUFullyShardedDataParallel, S6LAFSDPStrategy, s6la_wrap_policy
+from .hooks import (
+    PREEMPTED_STATUS,
+    LabelCheckHook,
+    NonFiniteHook,
+    PreemptionHook,
+    SafeCheckpointHook,
+    StateMonitorHook,
+)
 from .loops import ResumableEpochBasedTrainLoop, ResumableIterBasedTrainLoop
-from .nonfinite_hook import NonFiniteHook
-from .preemption_hook import PREEMPTED_STATUS, PreemptionHook
 from .resuming import find_last_good, make_resumable, problem_of
-from .state_monitor_hook import StateMonitorHook
+from .runner import build_runner
 
 __all__ = [
     'PREEMPTED_STATUS',
+    'CPUAmpOptimWrapper',
+    'CPUDistributedDataParallel',
     'CPUFullyShardedDataParallel',
+    'LabelCheckHook',
     'NonFiniteHook',
     'PreemptionHook',
     'ResumableEpochBasedTrainLoop',
@@ -18,6 +27,7 @@ __all__ = [
     'S6LAFSDPStrategy',
     'SafeCheckpointHook',
     'StateMonitorHook',
+    'build_runner',
     'find_last_good',
     'make_resumable',
     'problem_of',

@@ -15,7 +15,7 @@ from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from torch.utils.data import DataLoader
 
-from ..utils.files import write_atomically
+from ..common.files import write_atomically
 from .data import ResumableDataLoader
 from .seeding import derive_seed, seed_generators
 

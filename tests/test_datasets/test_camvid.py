@@ -18,7 +18,8 @@ pytest.importorskip('mmseg')
 from mmseg.evaluation import IoUMetric
 from mmseg.models.losses import CrossEntropyLoss
 
-from s6la_mm.datasets import CamVidDataset, LabelCheckHook, check_labels
+from s6la_mm.datasets import CamVidDataset
+from s6la_mm.engine.hooks.label_check import LabelCheckHook, check_labels
 
 CONFIG = Path(__file__).parents[2] / 'configs/upernet/upernet_s6la-r18_camvid.py'
 REAL = Path(os.environ.get('CAMVID_ROOT', Path(__file__).parents[3] / 'shared/data/camvid'))

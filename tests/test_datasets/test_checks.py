@@ -13,11 +13,11 @@ from mmengine.config import Config
 from PIL import Image
 from tool_runner import run
 
+from s6la_mm.common.errors import UsageError
 from s6la_mm.datasets import generate_shapes
 from s6la_mm.datasets.checks import KINDS, check_config_data
 from s6la_mm.datasets.checks.coco import CocoFile, _decode_counts
 from s6la_mm.datasets.checks.image_files import look_at_image
-from s6la_mm.utils import UsageError
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 COCO = CONFIGS / 'mask_rcnn/mask-rcnn_s6la-r50_fpn_1x_coco.py'
@@ -204,10 +204,10 @@ def test_tool(shapes, tmp_path):
     link_coco(shapes, tmp_path / 'broken', SHAPES_SPLITS)
     expected = break_coco(tmp_path / 'broken', SHAPES_SPLITS, 0)
     coco_config(tmp_path / 'broken').dump(tmp_path / 'config.py')
-    result = run('check_dataset.py', tmp_path / 'config.py', '--json', tmp_path / 'report.json', '--examples', '1')
+    result = run('misc/check_dataset.py', tmp_path / 'config.py', '--json', tmp_path / 'report.json', '--examples', '1')
     assert result.returncode == 1, result.stderr
     assert 'truncated-image' in result.stdout and '... and 1 more' in result.stdout
     content = json.loads((tmp_path / 'report.json').read_text())
     assert {(f['kind'], f['split'], f['where']) for f in content['findings']} == expected
-    result = run('check_dataset.py', COCO, COCO_ROOT=str(tmp_path / 'nowhere'))
+    result = run('misc/check_dataset.py', COCO, COCO_ROOT=str(tmp_path / 'nowhere'))
     assert result.returncode == 1 and 'missing-file' in result.stdout and 'COCO_ROOT' in result.stdout

@@ -17,9 +17,10 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, init_default_scope
 from mmengine.utils import ProgressBar
 
-from ...utils import UsageError
-from ...utils.cli import explain, innermost_dataset
-from ..label_check import unknown_labels
+from ...common.cli import explain
+from ...common.configs import innermost_dataset
+from ...common.errors import UsageError
+from ...engine.hooks.label_check import unknown_labels
 from ..shapes import ShapesDataset
 from .coco import CocoFile
 from .findings import Finding, Report

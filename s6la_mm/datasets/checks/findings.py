@@ -6,7 +6,7 @@ import json
 from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 
-from ...utils.files import write_atomically
+from ...common.files import write_atomically
 
 # kind: (level, what it means and what to do). An error stops a training or makes it learn what is wrong; a note
 # is for information.

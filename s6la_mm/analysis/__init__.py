@@ -1,0 +1,1 @@
+"""Looking at models and runs: logged figures, FLOPs, and what the state holds."""

@@ -1,0 +1,66 @@
+"""Parameters and FLOPs of a model by part, with the share of S6LA on its own row."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..layers import STATE_LAYERS
+
+
+def _run_model(model: nn.Module, height: int, width: int) -> None:
+    """One forward pass of one image; two-stage detectors go through their heads with random proposals."""
+    inputs = torch.rand(1, 3, height, width)
+    data_samples = None
+    if hasattr(model, 'rpn_head'):  # a two-stage detector asks where the image ends
+        from mmdet.structures import DetDataSample
+
+        shape = (height, width)
+        data_samples = [
+            DetDataSample(
+                metainfo=dict(img_shape=shape, ori_shape=shape, batch_input_shape=shape, scale_factor=(1.0, 1.0))
+            )
+        ]
+    with torch.no_grad():
+        model(inputs, data_samples, mode='tensor')
+
+
+def count_flops(model: nn.Module, height: int, width: int) -> list[tuple[str, int, int]]:
+    """Counts by part of the model.
+
+    Returns:
+        list[tuple[str, int, int]]: Rows of name, parameters and FLOPs. A multiply-add counts once, as in OpenMMLab's
+            tables; convolutions, matrix products and the compiled state update count, other element-wise operations
+            do not.
+    """
+    counter = FlopCounterMode(display=False)
+    with counter, sdpa_kernel(SDPBackend.MATH):  # the fused attention of the CPU is not counted
+        _run_model(model, height, width)
+    # FlopCounterMode counts multiply and add, and names modules by their path below the class of the root.
+    flops = {
+        path.partition('.')[2]: sum(ops.values()) // 2 for path, ops in counter.get_flop_counts().items() if '.' in path
+    }
+    total = sum(counter.get_flop_counts()['Global'].values()) // 2
+    parameters = dict(model.named_parameters())
+
+    def flops_of(name: str) -> int:
+        if name in flops:
+            return flops[name]
+        # A part whose own forward is not called (a RoI head) is the sum of its children.
+        return sum(flops_of(f'{name}.{child}') for child, _ in model.get_submodule(name).named_children())
+
+    def row(label: str, modules: list[str], single_parameters: list[str]) -> tuple[str, int, int]:
+        prefixes = tuple(f'{name}.' for name in modules)
+        selected = [p for key, p in parameters.items() if key in single_parameters or key.startswith(prefixes)]
+        return label, sum(p.numel() for p in selected), sum(flops_of(name) for name in modules)
+
+    rows = []
+    for name, part in model.named_children():
+        rows.append(row(name, [name], []))
+        state = [f'{name}.{path}' for path, m in part.named_modules() if isinstance(m, STATE_LAYERS)]
+        if state:
+            rows.append(row('  of it S6LA', state, [f'{name}.initial_state']))
+    rows = [r for r in rows if r[1] or r[2]]
+    return [*rows, ('whole model', sum(p.numel() for p in parameters.values()), total)]

@@ -1,0 +1,1 @@
+"""Times, memory and scaling: what the scripts in tools/benchmarks measure with."""

@@ -1,0 +1,144 @@
+"""What is asked of configs: the plain network beside an S6LA one, no downloads, a random batch."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.model import is_model_wrapper, revert_sync_batchnorm
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+from ..backbones.architectures import architectures
+from .errors import UsageError
+
+# Options of S6LA alone; what the plain network does not know besides is named to the user.
+_STATE_OPTIONS = {'state_dim', 'discretization', 'input_norm', 'carry', 'stage_with_state', 'out_state'}
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """Builds the model of a config for evaluation, without loading weights."""
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    return revert_sync_batchnorm(MODELS.build(cfg.model)).eval().requires_grad_(False)
+
+
+def innermost_dataset(dataset: ConfigDict) -> ConfigDict:
+    """Follow ``dataset`` entries of wrappers (RepeatDataset …) down to the data set itself."""
+    while 'dataset' in dataset:
+        dataset = dataset['dataset']
+    return dataset
+
+
+def is_s6la(cfg: Config) -> bool:
+    """Whether the config's backbone is one of S6LA's."""
+    return cfg.model.get('backbone', {}).get('type', '').rpartition('.')[2].startswith('S6LA')
+
+
+def plain_config(cfg: Config) -> tuple[Config, list[str]]:
+    """The config with the network that its S6LA backbone stands on.
+
+    Args:
+        cfg (Config): A config; it stays as it is.
+
+    Returns:
+        tuple[Config, list[str]]: The other config, and the options besides those of the state that it had to leave out
+            because the plain network has none such (windows of a vision transformer).
+
+    Raises:
+        UsageError: If the backbone is not one of S6LA's.
+
+    Example:
+        >>> cfg = Config(dict(model=dict(backbone=dict(type='S6LAResNet', depth=50, state_dim=8))))
+        >>> plain_config(cfg)[0].model.backbone
+        {'depth': 50, 'type': 'mmdet.ResNet'}
+    """
+    if not is_s6la(cfg):
+        kind = cfg.model.get('backbone', {}).get('type')
+        raise UsageError(f'the backbone {kind!r} is no S6LA backbone, so there is no plain network to compare it with')
+        options = copy.deepcopy(cfg.model.backbone.to_dict())
+    name = options.pop('type').rpartition('.')[2]
+    rows = [row for row in architectures().values() if row.s6la.__name__ == name]
+    s6la, plain = rows[0].s6la, rows[0].plain
+    if options.get('groups', 1) > 1:
+        plain = next(row.plain for row in rows if 'groups' in row.options)
+    elif name == 'S6LAResNet' and cfg.get('default_scope') == 'mmseg':
+        plain = MODELS.get('mmseg.ResNet')  # which knows multi_grid and contract_dilation
+    if hasattr(s6la, 'arch_zoo') and isinstance(options.get('arch'), str) and 'arch' not in _known(plain):
+        options = {**s6la.arch_zoo[options.pop('arch')], **options}
+    unknown = options.keys() & (inspect.signature(s6la.__init__).parameters.keys() - _known(plain))
+    kept = {key: value for key, value in options.items() if key not in unknown}
+    result = copy.deepcopy(cfg)
+    kept['type'] = f'{plain.__module__.partition(".")[0]}.{plain.__name__}'
+    result.model.backbone = ConfigDict(kept)
+    return result, sorted(unknown - _STATE_OPTIONS)
+
+
+def _known(cls: type) -> set[str]:
+    """The options of a class and its bases."""
+    return {name for base in cls.__mro__ if '__init__' in vars(base) for name in inspect.signature(base).parameters}
+
+
+def without_downloads(node: object) -> None:
+    """Removes from a model's config, in place, all that loads weights."""
+    if isinstance(node, dict):
+        if isinstance(node.get('init_cfg'), dict) and 'checkpoint' in node['init_cfg']:
+            node['init_cfg'] = None
+        node.pop('pretrained', None)
+    if isinstance(node, (dict, list, tuple)):
+        for value in node.values() if isinstance(node, dict) else node:
+            without_downloads(value)
+
+
+def random_batch(scope: str, model: nn.Module, batch: int, shape: tuple[int, int], objects: int = 7) -> dict:
+    """Random images with annotations: what the data preprocessor of a model takes.
+
+    Args:
+        scope (str): ``'mmdet'`` or ``'mmseg'``; others raise a UsageError, as do detectors without a ``bbox_head``.
+        model (nn.Module): The model, wrapped or not, whose classes and masks are asked for.
+        batch (int): Images.
+        shape (tuple[int, int]): Height and width.
+        objects (int): Objects in an image of a detector. Defaults to 7, about COCO's mean.
+    """
+    model = model.module if is_model_wrapper(model) else model
+    height, width = shape
+    if scope == 'mmdet':
+        return _random_detections(model, batch, height, width, objects)
+    if scope == 'mmseg':
+        from mmengine.structures import PixelData
+        from mmseg.structures import SegDataSample
+
+        meta = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape'), shape)
+        labels = [torch.randint(0, model.num_classes, (1, height, width)) for _ in range(batch)]
+        data_samples = [SegDataSample(metainfo=meta, gt_sem_seg=PixelData(data=label)) for label in labels]
+        images = [torch.randint(0, 256, (3, height, width), dtype=torch.uint8) for _ in range(batch)]
+        return dict(inputs=images, data_samples=data_samples)
+    raise UsageError(f'random images are made for mmdet and mmseg, not for default_scope={scope!r}')
+
+
+def _random_detections(model: nn.Module, batch: int, height: int, width: int, objects: int) -> dict:
+    from mmdet.structures.mask import BitmapMasks
+    from mmdet.testing import demo_mm_inputs
+
+    head = getattr(model, 'bbox_head', None) or getattr(getattr(model, 'roi_head', None), 'bbox_head', None)
+    if head is None:
+        raise UsageError(f'random images are made for detectors with a bbox_head, which {type(model).__name__} has not')
+    head = head[0] if isinstance(head, nn.ModuleList) else head
+    with_mask = hasattr(model, 'roi_head') and model.roi_head.with_mask
+    drawn = min(objects, 8)  # masks are slow to draw: more objects are the same ones again
+    result = demo_mm_inputs(
+        batch,
+        image_shapes=[(3, height, width)] * batch,
+        num_items=[drawn] * batch,
+        num_classes=head.num_classes,
+        with_mask=with_mask,
+    )
+    again = torch.arange(objects) % drawn
+    for sample in result['data_samples']:
+        instances = sample.gt_instances
+        values = dict(bboxes=instances.bboxes[again], labels=instances.labels[again])
+        if with_mask:
+            values['masks'] = BitmapMasks(instances.masks.masks.astype('uint8')[again.numpy()], height, width)
+        sample.gt_instances = type(instances)(**values)
+    return result

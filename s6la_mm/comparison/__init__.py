@@ -1,0 +1,1 @@
+"""Models trained under equal budgets: plans, runs and their report."""

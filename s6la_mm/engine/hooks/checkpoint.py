@@ -1,0 +1,293 @@
+"""Checkpoints that a kill, a full disk or non-finite weights cannot spoil."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+import os.path as osp
+import shutil
+
+import torch
+from mmengine.dist import barrier, is_main_process
+from mmengine.fileio import LocalBackend
+from mmengine.hooks import CheckpointHook
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.registry import HOOKS
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ...common.errors import UsageError
+from ...common.files import commit, temporary_name, write_atomically
+from ..resuming import find_last_good
+
+
+@HOOKS.register_module()
+class SafeCheckpointHook(CheckpointHook):
+    """``CheckpointHook`` that never leaves a run without a complete checkpoint; its options are the same.
+
+    A checkpoint is written under a temporary name, brought to the disk and renamed. Older ones and the previous best
+    are deleted after that, not before. Weights that are not finite are not saved. A resumed checkpoint must have the
+    tensors of the model. Remote backends are written to as mmengine does, which deletes after writing here too.
+
+    Args:
+        **kwargs: Those of ``CheckpointHook``.
+
+    Example:
+        >>> default_hooks = dict(checkpoint=dict(type='SafeCheckpointHook', interval=1, max_keep_ckpts=3))
+    """
+
+    _position: dict = {}
+
+    def before_train(self, runner) -> None:
+        """Removes what a killed run left half-written; see also ``CheckpointHook.before_train``."""
+        super().before_train(runner)
+        self.is_local = isinstance(self.file_backend, LocalBackend)
+        if is_main_process() and self.is_local:
+            for leftover in glob.glob(osp.join(glob.escape(self.out_dir), temporary_name('*.pth'))):
+                print_log(f'{leftover} was not written to its end: removed', logger='current')
+                _remove(leftover)
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Compares a checkpoint to resume from with the model.
+
+        Raises:
+            UsageError: If it is of another model, or holds weights only.
+        """
+        model = runner.model.module if isinstance(runner.model, DistributedDataParallel) else runner.model
+        if getattr(runner, '_resume', False) and not is_model_wrapper(model):  # a sharded model has other names
+            require_resumable(model, checkpoint)
+
+    @classmethod
+    def of(cls, runner) -> SafeCheckpointHook | None:
+        """The hook of this kind that a runner has, or None."""
+        return next((hook for hook in runner.hooks if isinstance(hook, cls)), None)
+
+    def save_extra(self, runner, name: str, iteration: int) -> str:
+        """Saves between the intervals; the next regular checkpoint replaces it.
+
+        Args:
+            runner (Runner): The runner.
+            name (str): Begin of the file's name, which ends with the iteration.
+            iteration (int): Number of iterations that are done.
+
+        Returns:
+            str: The file.
+
+        Raises:
+            UsageError: If the weights are not finite, or the file cannot be written.
+        """
+        filename = f'{name}_iter_{iteration}.pth'
+        extras = runner.message_hub.runtime_info.get('extra_checkpoints', [])
+        runner.message_hub.update_info('extra_checkpoints', [*extras, filename])
+        return self._save(runner, filename, dict(epoch=runner.epoch, iter=iteration), by_epoch=False)
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Writes which iteration is meant: FlexibleRunner takes it that every checkpoint follows a training step."""
+        checkpoint['meta'].update(self._position)
+
+    def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
+        hub = runner.message_hub
+        outdated = [self.join(name) for name in hub.runtime_info.get('extra_checkpoints', [])]
+        hub.update_info('extra_checkpoints', [])
+        if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
+            if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
+                outdated.append(self.join(self.filename_tmpl.format(self.keep_ckpt_ids[0])))
+            self.keep_ckpt_ids.append(step)  # a deque: the first one falls out
+            hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+        self._save(runner, self.filename_tmpl.format(step), meta, by_epoch=self.by_epoch)
+        if is_main_process():
+            for path in outdated:
+                self._remove_from_backend(path)
+
+    def _save(self, runner, filename: str, meta: dict, by_epoch: bool) -> str:
+        self.last_ckpt = self.join(filename)
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        saver = runner if isinstance(runner, _Saver) else _Saver(runner, self)
+        saver.save_checkpoint(
+            self.out_dir,
+            filename,
+            self.file_client_args,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
+        if is_main_process():
+            write_atomically(osp.join(runner.work_dir, 'last_checkpoint'), self.last_ckpt)
+        return self.last_ckpt
+
+    def _save_best_checkpoint(self, runner, metrics: dict) -> None:
+        # mmengine's method removes the previous best before it saves the new one.
+        backend, self.file_backend = self.file_backend, _LateRemoval(self.file_backend)
+        try:
+            saver = _Saver(runner, self)
+            super()._save_best_checkpoint(saver, metrics)
+        finally:
+            late, self.file_backend = self.file_backend, backend
+        for path in late.removed:
+            if path not in saver.saved:
+                self._remove_from_backend(path)
+
+    def join(self, filename: str) -> str:
+        """The path of a checkpoint of this run."""
+        return self.file_backend.join_path(self.out_dir, filename)
+
+    def _remove_from_backend(self, path: str) -> None:
+        if self.file_backend.isfile(path):
+            self.file_backend.remove(path)
+        elif self.file_backend.isdir(path):  # DeepSpeed's checkpoints are folders
+            self.file_backend.rmtree(path)
+
+
+class _LateRemoval:
+    """A file backend that notes what is to be removed."""
+
+    def __init__(self, backend) -> None:
+        self._backend = backend
+        self.removed: list[str] = []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._backend, name)
+
+    def remove(self, path: str) -> None:
+        self.removed.append(path)
+
+    rmtree = remove
+
+
+class _Saver:
+    """A runner whose ``save_checkpoint`` gives a file its name when it is complete."""
+
+    def __init__(self, runner, hook: SafeCheckpointHook) -> None:
+        self._runner = runner
+        self._hook = hook
+        self.saved: list[str] = []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._runner, name)
+
+    def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:
+        """See ``Runner.save_checkpoint``."""
+        path = self._hook.join(filename)
+        self.saved.append(path)
+        bad = first_non_finite(self._runner.model)
+        if bad:
+            raise UsageError(f'{path} was not written: {bad} is not finite. {self._what_is_left()}')
+        is_local = self._hook.is_local
+        name = temporary_name(filename) if is_local else filename
+        temporary = osp.join(out_dir, name)
+        try:
+            self._hook._position = {key: kwargs['meta'][key] for key in ('epoch', 'iter')}
+            self._runner.save_checkpoint(out_dir, name, *args, **kwargs)
+            barrier()  # some strategies write from every process
+            if is_local and is_main_process():
+                commit(temporary, path)
+        except OSError as error:
+            if is_local and is_main_process():
+                _remove(temporary)
+            raise UsageError(f'{path} cannot be written: {error.strerror or error}. {self._what_is_left()}') from error
+        finally:
+            self._hook._position = {}
+
+    def _what_is_left(self) -> str:
+        last = find_last_good(self._runner.work_dir)
+        left = 'There is no earlier checkpoint' if last is None else f'The last complete checkpoint is {last}'
+        return f'{left}; the training stopped at iteration {self._runner.iter}, --resume goes on'
+
+
+def are_finite(tensors: list[Tensor]) -> bool:
+    """Whether no tensor holds NaN or infinity, in one pass over them if so.
+
+    Args:
+        tensors (list[Tensor]): Floating-point tensors, not necessarily on one device.
+
+    Example:
+        >>> are_finite([torch.tensor([3e38, 3e38])]), are_finite([torch.tensor([1.0, float('nan')])])
+        (True, False)
+    """
+    # A sum is not finite if one of its terms is not. Finite terms may overflow: then they are looked at one by one.
+    sums = [t.detach().sum(dtype=torch.float32) for t in tensors]
+    if not sums or torch.stack([s.to(sums[0].device) for s in sums]).isfinite().all():
+        return True
+    return all(bool(t.isfinite().all()) for t in tensors)
+
+
+def has_stepped(optim_wrapper: OptimWrapper) -> bool:
+    """Whether the weights have all gradients so far, behind an iteration; False while some are accumulated.
+
+    Args:
+        optim_wrapper (OptimWrapper): One, or a dict of several, whose steps are the model's own affair: True then.
+
+    Example:
+        >>> from mmengine.optim import OptimWrapper
+        >>> has_stepped(OptimWrapper(torch.optim.SGD([torch.ones(1)], lr=1.0)))
+        True
+    """
+    if isinstance(optim_wrapper, OptimWrapperDict):
+        return True
+    return getattr(optim_wrapper, 'should_update', lambda: True)()  # DeepSpeed's has none
+
+
+def first_non_finite(model: nn.Module) -> str | None:
+    """The name of the first parameter or buffer with NaN or infinity, or None.
+
+    Args:
+        model (nn.Module): Any module.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> layer.bias.data[0] = float('nan')
+        >>> first_non_finite(layer)
+        'bias'
+    """
+    # Not the state_dict, which sharded models gather.
+    named = itertools.chain(model.named_parameters(), model.named_buffers())
+    tensors = {name: t for name, t in named if torch.is_floating_point(t) and t.numel()}
+    if are_finite(list(tensors.values())):
+        return None
+    return next(name for name, t in tensors.items() if not t.isfinite().all())
+
+
+def require_resumable(model: nn.Module, checkpoint: dict) -> None:
+    """Checks that a checkpoint continues a training of this model.
+
+    Args:
+        model (nn.Module): The model, not wrapped.
+        checkpoint (dict): What was loaded.
+
+    Raises:
+        UsageError: If tensors are missing, left over or of another shape, or it holds no training state.
+    """
+    if 'optimizer' not in checkpoint or 'message_hub' not in checkpoint:
+        raise UsageError(
+            'the checkpoint to resume from holds no optimizer: it is a published or best checkpoint. To start from its '
+            'weights, set load_from instead of resuming'
+        )
+    there = {name.removeprefix('module.'): tuple(t.shape) for name, t in checkpoint['state_dict'].items()}
+    wanted = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    problems = []
+    for what, names in (
+        ('missing from it', [n for n in wanted if n not in there]),
+        ('unknown to the model', [n for n in there if n not in wanted]),
+        ('of another shape', [n for n in wanted if n in there and there[n] != wanted[n]]),
+    ):
+        if names:
+            more = ', ...' if len(names) > 3 else ''
+            problems.append(f'{len(names)} tensors are {what}: {", ".join(names[:3])}{more}')
+    if problems:
+        raise UsageError(
+            f'the checkpoint to resume from is of another model: {"; ".join(problems)}. Resume with the config that '
+            'wrote it and its work dir, or set load_from to start anew from what fits'
+        )
+
+
+def _remove(path: str) -> None:
+    if osp.isdir(path):
+        shutil.rmtree(path, ignore_errors=True)
+    elif osp.exists(path):
+        os.remove(path)

@@ -1,0 +1,298 @@
+"""Make the page of pictures of a detection or segmentation run: metrics, curves, ground truth beside prediction."""
+
+from __future__ import annotations
+
+import argparse
+import html
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use('Agg')  # no display needed; before pyplot
+
+import mmcv
+import numpy as np
+import torch
+from matplotlib import pyplot as plt
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import get_box_tensor
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.device import get_device
+from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
+from mmengine.runner import find_latest_checkpoint
+
+import s6la_mm  # noqa: F401  (allow-lists what checkpoints hold, also for configs that don't import it)
+from s6la_mm.checkpoint.reading import weights_only
+from s6la_mm.common.cli import add_cfg_options, clear_errors, load_config, require_file
+from s6la_mm.common.errors import UsageError
+
+DRAWN_SIDE = 480
+SEGMENTATION_METRICS = ('mIoU', 'mAcc', 'aAcc')
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{title}</title>
+<style>
+body {{ font-family: sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em; }}
+td, th {{ padding: .15em 1em .15em 0; text-align: left; }}
+td + td {{ font-variant-numeric: tabular-nums; }}
+img {{ max-width: 100%; }}
+figure {{ margin: 0; }}
+.colour {{ display: inline-block; width: 1em; height: 1em; margin: 0 .3em 0 1em; vertical-align: text-bottom; }}
+.pictures {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(26em, 1fr)); gap: 1em; }}
+.pictures img {{ width: 100%; }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+<p>Checkpoint: {checkpoint}</p>
+<h2>Validation</h2>
+{metrics}
+<h2>Curves</h2>
+{curves}
+<h2>Ground truth (left) and prediction (right)</h2>
+<p>{note}</p>
+<div class="pictures">
+{pictures}
+</div>
+</body>
+</html>
+"""
+
+
+def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('work_dir', help='work dir of the training')
+    parser.add_argument('--checkpoint', help='checkpoint to draw (default: the last one of the work dir)')
+    parser.add_argument('--num-images', type=int, default=12, help='validation images to draw (12)')
+    parser.add_argument('--score-thr', type=float, default=0.5, help='detection: lowest score drawn (0.5)')
+    parser.add_argument('--out-dir', help='folder of the page (default: WORK_DIR/report)')
+    add_cfg_options(parser)
+    return parser.parse_args()
+
+
+def find_config(work_dir: Path) -> Path:
+    """The config that the last run of a work dir wrote.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    configs = sorted(work_dir.glob('*.py'), key=lambda path: path.stat().st_mtime)
+    if not configs:
+        raise FileNotFoundError(f'{work_dir} has no config (*.py): it is not the work dir of a training')
+    return configs[-1]
+
+
+def find_checkpoint(work_dir: Path) -> str:
+    """The newest checkpoint of a work dir, also where the folder was moved after the training.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    latest = find_latest_checkpoint(str(work_dir))
+    for path in (latest, work_dir / Path(latest).name) if latest else ():
+        if Path(path).is_file():
+            return str(path)
+    raise FileNotFoundError(f'{work_dir} has no checkpoint that its last_checkpoint names; give --checkpoint')
+
+
+def read_scalars(work_dir: Path) -> tuple[list[dict], list[dict]]:
+    """Read what the runs of a work dir logged; a resumed run goes on where the one before it was left.
+
+    Args:
+        work_dir: with ``<time>/vis_data/scalars.json``, one JSON object a line.
+
+    Returns:
+        Training entries and validation entries, by rising ``step``, which counts iterations in both.
+
+    Raises:
+        FileNotFoundError: if no run logged a loss.
+    """
+    train: list[dict] = []
+    val: list[dict] = []
+    for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        entries = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        first = next((entry['step'] for entry in entries if 'loss' in entry), None)
+        if first is None:
+            continue  # a test, or a training that ended before it logged
+        train = [entry for entry in train if entry['step'] < first]
+        val = [entry for entry in val if entry['step'] < first]
+        step = train[-1]['step'] if train else 0
+        for entry in entries:
+            if 'loss' in entry:
+                train.append(entry)
+                step = entry['step']
+            elif any('mAP' in key or key in SEGMENTATION_METRICS for key in entry):
+                # mmengine's own step is an iteration, an epoch or always 0, as the config goes.
+                val.append({**entry, 'step': step})
+    if not train:
+        raise FileNotFoundError(
+            f'{work_dir}/*/vis_data/scalars.json: no logged loss. The config needs LocalVisBackend '
+            'in visualizer.vis_backends, and the training at least one logging interval'
+        )
+    return train, val
+
+
+def draw_curves(train: list[dict], val: list[dict], out_dir: Path) -> list[str]:
+    """Draw the losses and, where the run was validated, box and mask mAP or mIoU and accuracies.
+
+    Args:
+        train: training entries of :func:`read_scalars`.
+        val: validation entries.
+        out_dir: gets ``loss.png`` and ``metrics.png``.
+
+    Returns:
+        The names of the files.
+    """
+    losses = sorted(key for key in train[-1] if 'loss' in key)
+    metrics = sorted(key for key in val[-1] if key.endswith(('_mAP', *SEGMENTATION_METRICS))) if val else []
+    names = []
+    for name, entries, keys in (('loss.png', train, losses), ('metrics.png', val, metrics)):
+        if not keys:
+            continue
+        figure, axes = plt.subplots(figsize=(8, 4), layout='constrained')
+        for key in keys:
+            points = [(entry['step'], entry[key]) for entry in entries if key in entry]
+            axes.plot(*zip(*points), label=key, marker='.' if len(points) < 50 else None)
+        axes.set(xlabel='iteration', ylim=(0, None))
+        axes.grid(alpha=0.3)
+        axes.legend()
+        figure.savefig(out_dir / name, dpi=120)
+        plt.close(figure)
+        names.append(name)
+    return names
+
+
+def enlarge(image: np.ndarray, sample: DetDataSample) -> np.ndarray:
+    """Enlarge a small image and what is known about it, so that labels leave something to see.
+
+    Args:
+        image: (height, width, 3), uint8.
+        sample: its ground truth and prediction in the image's pixels; changed in place.
+
+    Returns:
+        The image, its shorter side at least about ``DRAWN_SIDE`` pixels long.
+    """
+    factor = max(1, round(DRAWN_SIDE / min(image.shape[:2])))
+    image = image.repeat(factor, 0).repeat(factor, 1)
+    for instances in (sample.get('gt_instances'), sample.get('pred_instances')):
+        if instances is None:
+            continue
+        instances.bboxes = get_box_tensor(instances.bboxes) * factor
+        masks = instances.get('masks')
+        if isinstance(masks, torch.Tensor):
+            instances.masks = masks.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+        elif masks is not None:
+            instances.masks = masks.resize(image.shape[:2])
+    return image
+
+
+def draw_predictions(
+    cfg: Config, checkpoint: str, number: int, score_thr: float, out_dir: Path
+) -> tuple[list[str], str]:
+    """Predict on validation images, evenly spread over the set, and draw each beside its ground truth.
+
+    Args:
+        cfg: the run's config.
+        checkpoint: weights.
+        number: images to draw, at most.
+        score_thr: lowest score drawn.
+        out_dir: gets ``images/*.png``.
+
+    Returns:
+        The paths of the pictures relative to ``out_dir``, and HTML that explains them.
+    """
+    segments = cfg.default_scope == 'mmseg'
+    if segments:
+        from mmseg.apis import init_model as init
+    else:
+        from mmdet.apis import init_detector as init
+    init_default_scope(cfg.default_scope)
+    model = init(cfg, checkpoint, device=get_device())
+    dataset = DATASETS.build(cfg.val_dataloader.dataset)
+    cfg.visualizer.vis_backends = None  # pictures go to files of our choice
+    visualizer = VISUALIZERS.build(cfg.visualizer)
+    visualizer.dataset_meta = dataset.metainfo
+    names = []
+    number = min(number, len(dataset))
+    for index in (len(dataset) * i // number for i in range(number)):
+        with torch.no_grad():
+            sample = model.val_step(pseudo_collate([dataset[index]]))[0]
+        names.append(f'images/{index:03d}.png')
+        image = mmcv.imread(sample.img_path, channel_order='rgb')
+        visualizer.add_datasample(
+            f'{index}',
+            image if segments else enlarge(image, sample),
+            sample,
+            out_file=str(out_dir / names[-1]),
+            **(dict(with_labels=False) if segments else dict(pred_score_thr=score_thr)),
+        )
+    return names, colour_legend(dataset.metainfo) if segments else f'Score at least {score_thr:g}'
+
+
+def colour_legend(metainfo: dict) -> str:
+    """The classes and colours of a segmentation data set as HTML."""
+    entries = zip(metainfo['classes'], metainfo['palette'])
+    return '\n'.join(
+        f'<span class="colour" style="background: rgb{tuple(colour)}"></span>{html.escape(name)}'
+        for name, colour in entries
+    )
+
+
+def metrics_table(val: list[dict]) -> str:
+    """The last and the best value of each metric as an HTML table."""
+    keys = [key for key in val[-1] if '/' in key or key in SEGMENTATION_METRICS] if val else []
+    if not keys:
+        return '<p>This run was not validated, or found nothing.</p>'
+    rows = [f'<tr><th>metric</th><th>last (iteration {val[-1]["step"]})</th><th>best</th></tr>']
+    for key in keys:
+        values = (val[-1][key], max(entry[key] for entry in val if key in entry))
+        # COCO's -1: there are no objects of this size.
+        cells = ''.join(f'<td>{value:.3f}</td>' if value >= 0 else '<td>–</td>' for value in values)
+        rows.append(f'<tr><td>{html.escape(key)}</td>{cells}</tr>')
+    return '<table>\n' + '\n'.join(rows) + '\n</table>'
+
+
+def main() -> None:
+    """Write the page and print its path."""
+    args = parse_args()
+    work_dir = Path(args.work_dir)
+    out_dir = Path(args.out_dir) if args.out_dir else work_dir / 'report'
+    with clear_errors():
+        config = find_config(work_dir)
+        cfg = load_config(str(config), args.cfg_options)
+        if cfg.get('default_scope') not in ('mmdet', 'mmseg'):
+            raise UsageError(f'{config} has default_scope={cfg.get("default_scope")!r}, not mmdet or mmseg')
+        train, val = read_scalars(work_dir)
+        checkpoint = args.checkpoint or find_checkpoint(work_dir)
+        require_file(checkpoint, 'checkpoint')
+    out_dir.mkdir(parents=True, exist_ok=True)
+    curves = draw_curves(train, val, out_dir)
+    with clear_errors(cfg), weights_only():
+        pictures, note = draw_predictions(cfg, checkpoint, args.num_images, args.score_thr, out_dir)
+    figures = [f'<figure><img src="{name}" alt="" loading="lazy"></figure>' for name in curves + pictures]
+    page = out_dir / 'index.html'
+    page.write_text(
+        PAGE.format(
+            title=html.escape(config.stem),
+            checkpoint=html.escape(checkpoint),
+            metrics=metrics_table(val),
+            curves='\n'.join(figures[: len(curves)]),
+            note=note,
+            pictures='\n'.join(figures[len(curves) :]),
+        ),
+        encoding='utf-8',
+    )
+    for key, value in val[-1].items() if val else ():
+        if key.endswith(('mAP', 'mAP_50', 'mAP_75', *SEGMENTATION_METRICS)):
+            print(f'{key}: {value:.3f}')
+    print(f'Page of pictures: {page}')
+
+
+if __name__ == '__main__':
+    main()
