@@ -13,6 +13,16 @@ namespace {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// On the current stream. Not <<<...>>>, which a compiler for the CPU (tests/cuda_emulation) could not read.
+template <typename... Parameters>
+void launch(void (*kernel)(Parameters...), dim3 grid, std::decay_t<Parameters>... arguments) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(kThreads);
+  config.stream = at::cuda::getCurrentCUDAStream();
+  C10_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, arguments...));
+}
+
 int64_t blocks_for_warps(int64_t warps) {
   const int64_t blocks = ceil_div(warps * kWarp, kThreads);
   TORCH_CHECK_VALUE(blocks < (int64_t(1) << 31), "the tensors are too large for one launch: ", blocks, " blocks");
@@ -61,17 +71,11 @@ void launch_channels_inner(Problem p, MapGradients out, const Tensor& like_A, co
     sums = at::empty({blocks, 2, p.inner}, like_A.options());
     out.sums = sums.data_ptr();
   }
-  const auto stream = at::cuda::getCurrentCUDAStream();
-  const auto launch = [&](auto chunk_constant) {
-    channels_inner_kernel<State, Input, Compute, kVec, decltype(chunk_constant)::value, kBackward>
-        <<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(p, out, group);
-  };
   if (chunks == 1) {
-    launch(std::integral_constant<int, 1>());
+    launch(channels_inner_kernel<State, Input, Compute, kVec, 1, kBackward>, dim3(blocks), p, out, group);
   } else {
-    launch(std::integral_constant<int, 8>());
+    launch(channels_inner_kernel<State, Input, Compute, kVec, 8, kBackward>, dim3(blocks), p, out, group);
   }
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
   if (!sums.defined()) return;
   const Tensor totals = sums.sum(0);
   if (results.A.has_value()) results.A->copy_(totals[0]);
@@ -86,15 +90,13 @@ void launch_pixels_inner(const Problem& p, MapGradients out, const Tensor& like_
     sums = at::empty({p.batches, p.rows, pieces, 2}, like_A.options());
     out.sums = sums.data_ptr();
   }
-  const auto stream = at::cuda::getCurrentCUDAStream();
   if (p.normalize) {
-    normalized_pixels_kernel<State, Input, Compute, kVec, kBackward>
-        <<<static_cast<unsigned>(blocks_for_warps(p.batches * pieces)), kThreads, 0, stream>>>(p, out, pieces);
+    launch(normalized_pixels_kernel<State, Input, Compute, kVec, kBackward>, blocks_for_warps(p.batches * pieces), p, out,
+           pieces);
   } else {
-    pixels_inner_kernel<State, Input, Compute, kVec, kBackward>
-        <<<static_cast<unsigned>(blocks_for_warps(p.batches * p.rows * pieces)), kThreads, 0, stream>>>(p, out, pieces);
+    launch(pixels_inner_kernel<State, Input, Compute, kVec, kBackward>, blocks_for_warps(p.batches * p.rows * pieces), p,
+           out, pieces);
   }
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
   if (!sums.defined()) return;
   const Tensor totals = sums.sum({0, 2});
   if (results.A.has_value()) results.A->copy_(totals.select(1, 0));
@@ -120,8 +122,7 @@ void launch_map(const Problem& p, const MapGradients& out, const Tensor& like_A,
 template <typename State, typename Input, typename Compute>
 void launch_token_forward(const Problem& p) {
   const dim3 grid(ceil_div(p.rows, kTokenChannels), ceil_div(p.inner, kWarp), std::min<int64_t>(p.batches, 65535));
-  token_forward_kernel<State, Input, Compute><<<grid, kThreads, 0, at::cuda::getCurrentCUDAStream()>>>(p);
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  launch(token_forward_kernel<State, Input, Compute>, grid, p);
 }
 
 template <typename State, typename Input, typename Compute>
@@ -133,9 +134,7 @@ void launch_token_backward(const Problem& p, const Tensor& A, const Results& res
   const Tensor by_A = at::zeros_like(A), by_bias = at::zeros({chunks, p.rows}, options);
   TokenGradients out{operand_or_null(results.h0, false, true), by_x.data_ptr(), by_dt.data_ptr(),
                      by_A.data_ptr(), by_bias.data_ptr(), by_B.data_ptr()};
-  token_backward_kernel<State, Input, Compute>
-      <<<dim3(blocks, chunks), kThreads, 0, at::cuda::getCurrentCUDAStream()>>>(p, out);
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  launch(token_backward_kernel<State, Input, Compute>, dim3(blocks, chunks), p, out);
   if (results.x.has_value()) results.x->copy_(by_x.sum(0));
   if (results.dt.has_value()) results.dt->copy_(by_dt.sum(0));
   if (results.A.has_value()) results.A->copy_(by_A);

@@ -1,0 +1,64 @@
+"""The CUDA kernels compiled for the CPU (tests/cuda_emulation): the tests of the op run on them in another process."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cuda_emulation import build
+
+TESTS = Path(__file__).parents[1]
+pytestmark = pytest.mark.skipif(bool(build.missing()), reason=build.missing() or 'runs')
+KERNEL_TESTS = sorted(map(str, Path(__file__).parent.glob('test_kernels*.py')))
+# What starts other processes, which would load the real module, has no place here.
+REAL_MODULE = 'not instruction_sets'
+
+
+def run_on(module: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs pytest with the emulated module in place of the real one."""
+    environment = os.environ | {
+        **variables,
+        'S6LA_EMULATION': str(module),
+        'PYTHONPATH': os.pathsep.join([str(TESTS.parent), str(TESTS)]),
+        'CUDA_VISIBLE_DEVICES': '',
+        'OMP_NUM_THREADS': '1',
+    }
+    command = [
+        sys.executable,
+        '-W',
+        'ignore',
+        '-m',
+        'pytest',
+        '-p',
+        'no:cacheprovider',
+        '-p',
+        'cuda_emulation.plugin',
+        '-q',
+    ]
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment, cwd=TESTS.parent)
+
+
+def passed(run: subprocess.CompletedProcess[str]) -> int:
+    """How many tests passed; fails if one did not."""
+    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
+    return int(re.search(r'(\d+) passed', run.stdout)[1])
+
+
+def test_kernels_pass_the_tests_of_the_op():
+    """Without the tests of numbers that are not finite, which take half of the time."""
+    assert passed(run_on(build.build(), *KERNEL_TESTS, '-k', f'{REAL_MODULE} and not finite')) > 700
+
+
+@pytest.mark.nightly
+@pytest.mark.slow
+@pytest.mark.parametrize('flavour', build.FLAVOURS)
+def test_kernels_pass_all_tests_of_the_op(flavour, tmp_path):
+    variables = build.environment(flavour, tmp_path / 'report')
+    run = run_on(build.build(flavour), *KERNEL_TESTS, '-k', REAL_MODULE, **variables)
+    reports = [path.read_text() for path in tmp_path.glob('report*')]
+    assert not reports, reports[0][:6000]
+    assert passed(run) > 800
