@@ -18,9 +18,9 @@ ROOT = Path(__file__).resolve().parent
 INSTALL_REQUIRES = ['torch>=2.6', 'torchvision', 'numpy', 'matplotlib', 'pycocotools']
 
 # The extras name the originals. mmcv is in none of them: pip alone would install it without its compiled ops
-# (requirements/mmcv.txt has the command that compiles them). setuptools 81 removed pkg_resources, which the
+# (requirements/mmcv.txt has the command that compiles them). setuptools 82 removed pkg_resources, which the
 # originals import.
-MMDET = ['mmengine>=0.10.3,<1', 'mmdet>=3.3,<3.4', 'setuptools<81']
+MMDET = ['mmengine>=0.10.3,<1', 'mmdet>=3.3,<3.4', 'setuptools<82']
 MMSEG = [*MMDET, 'mmsegmentation>=1.2,<1.3', 'ftfy', 'regex']
 MMPRETRAIN = [*MMDET, 'mmpretrain>=1.2,<1.3', 'importlib_metadata']
 TESTS = ['pytest', 'onnx', 'onnxruntime', 'onnxscript', 'timm', 'safetensors']

@@ -77,8 +77,8 @@ def _check_pkg_resources(mmengine: ModuleType) -> None:
         mmengine.utils.is_installed('mmengine')
     except ModuleNotFoundError:
         raise ImportError(
-            f's6la_mm needs pkg_resources, which mmengine {_version(mmengine)} imports and setuptools 81 '
-            "removed; put it back with: pip install 'setuptools<81'"
+            f's6la_mm needs pkg_resources, which mmengine {_version(mmengine)} imports and setuptools 82 '
+            "removed; put it back with: pip install 'setuptools<82'"
         ) from None
 
 

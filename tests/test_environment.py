@@ -77,7 +77,7 @@ def test_fork_of_mmengine_passes_without_pkg_resources(tmp_path):
             {'mmengine/__init__.py': None, 'mmengine/utils.py': None},
             ['needs mmengine,', 'pip install mmengine'],
         ),
-        ({'pkg_resources/__init__.py': None}, ['pkg_resources', "pip install 'setuptools<81'"]),
+        ({'pkg_resources/__init__.py': None}, ['pkg_resources', "pip install 'setuptools<82'"]),
         ({'mmcv/__init__.py': None, 'mmcv/_ext.py': None}, ['needs mmcv,', 'MMCV_WITH_OPS=1 pip install']),
         ({'mmcv/__init__.py': 'import cv2'}, ['needs mmcv,', 'needs cv2']),
         ({'mmcv/_ext.py': None}, ['mmcv 2.1.0', 'without ops', 'MMCV_WITH_OPS=1 pip install']),

@@ -89,7 +89,7 @@ def assert_trainable_get_gradients(network: nn.Module, x: Tensor, unused: tuple[
 def definition_layer(
     block: nn.Module, cell: S6LATokenCell, x: Tensor, h: Tensor, extra: int, *args
 ) -> tuple[Tensor, Tensor]:
-    """The steps of "Token cell" in s6la.md, with what the code avoids: slices, einsum, concatenation."""
+    """The steps of "On tokens" in docs/definition.md, with what the code avoids: slices, einsum, concatenation."""
     x = block(x, *args)
     o = x[:, 0] if extra else x.sum(dim=1) / x.shape[1]
     u = o

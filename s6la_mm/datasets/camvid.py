@@ -10,11 +10,9 @@ from mmseg.datasets import BaseSegDataset
 class CamVidDataset(BaseSegDataset):
     """CamVid (Brostow et al., 2009) in the 11 classes of SegNet (arXiv 1511.00561), whose label 11 is "unlabelled".
 
-    Label 11 becomes ``ignore_index`` while the label maps are loaded, so neither loss nor metric sees it.
-
-    Args:
-        **kwargs: Options of :class:`mmseg.datasets.BaseSegDataset`; ``data_root`` holds ``images/`` and
-            ``annotations/``, each with ``train/``, ``val/`` and ``test/``.
+    Label 11 becomes ``ignore_index`` while the label maps are loaded, so neither loss nor metric sees it. Options are
+    those of :class:`mmseg.datasets.BaseSegDataset`; ``data_root`` holds ``images/`` and ``annotations/``, each with
+    ``train/``, ``val/`` and ``test/``.
 
     Example:
         >>> prefix = dict(img_path='images/val', seg_map_path='annotations/val')

@@ -1,7 +1,7 @@
 """The convolutional S6LA cell: how a stage's blocks read the state, and how their outputs are written to it.
 
-It knows feature maps, not backbones. The equations are the steps 1, 3 and 4 of a block in the project's definition
-of S6LA (after Liu et al., "From Layers to States", ICLR 2025, arXiv 2502.10463).
+It knows feature maps, not backbones. The equations are the steps 1, 3 and 4 of "On feature maps" in
+docs/definition.md (after Liu et al., "From Layers to States", ICLR 2025, arXiv 2502.10463).
 """
 
 from __future__ import annotations

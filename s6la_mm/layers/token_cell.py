@@ -1,7 +1,7 @@
 """The token S6LA cell: how a block's output is written to the state, and how its tokens read the state.
 
-It knows tokens, not backbones. The equations are the two steps of a block in "Token cell" of the project's definition
-of S6LA (after Liu et al., "From Layers to States", ICLR 2025, arXiv 2502.10463).
+It knows tokens, not backbones. The equations are the two steps of "On tokens" in docs/definition.md (after Liu et al.,
+"From Layers to States", ICLR 2025, arXiv 2502.10463).
 """
 
 from __future__ import annotations

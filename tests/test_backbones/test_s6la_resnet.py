@@ -159,7 +159,7 @@ def test_readers_that_read_change_every_output(name):
 
 
 def definition(network, x, options):
-    """The steps of s6la.md, with what the code avoids: concatenation, joint weights, loops over windows."""
+    """The steps of docs/definition.md, with what the code avoids: concatenation, joint weights, loops over windows."""
     strides, carries = options.get('strides', (1, 2, 2, 2)), options.get('stage_with_state', (True,) * 4)
     last_reader = max(stage for stage, carried in enumerate(carries) if carried)
     x = network.maxpool(network.relu(network.norm1(network.conv1(x))))

@@ -42,7 +42,7 @@ def make_maps(batch=2, channels=6, state_dim=4, size=(3, 2), seed=1, **options):
 
 
 def oracle_cell(cell, x, h):
-    """The write step of s6la.md in float64; W · is written as a sum over channels, not as a convolution."""
+    """The write step of docs/definition.md in float64; W · is written as a sum over channels, not as a convolution."""
     weight = {name: p.detach().double() for name, p in cell.named_parameters()}
 
     def project(name, maps):

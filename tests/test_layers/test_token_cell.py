@@ -36,7 +36,7 @@ def make_inputs(batch=3, channels=6, state_dim=4, **options):
 
 
 def oracle_cell(cell, o, h):
-    """The write step of s6la.md in float64."""
+    """The write step of docs/definition.md in float64."""
     weight = {name: p.detach().double() for name, p in cell.named_parameters()}
     u = o.detach().double()
     if cell.input_norm is not None:

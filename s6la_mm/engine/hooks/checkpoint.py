@@ -32,9 +32,6 @@ class SafeCheckpointHook(CheckpointHook):
     are deleted after that, not before. Weights that are not finite are not saved. A resumed checkpoint must have the
     tensors of the model. Remote backends are written to as mmengine does, which deletes after writing here too.
 
-    Args:
-        **kwargs: Those of ``CheckpointHook``.
-
     Example:
         >>> default_hooks = dict(checkpoint=dict(type='SafeCheckpointHook', interval=1, max_keep_ckpts=3))
     """

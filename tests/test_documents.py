@@ -1,0 +1,42 @@
+"""The documents name files that exist. (That no link of the site is broken, its build checks: .dev_scripts/docs.sh.)"""
+
+import re
+
+import pytest
+from tool_runner import ROOT
+
+PAGES = [*ROOT.glob('*.md'), *ROOT.glob('tools/*.md'), *ROOT.glob('docs/**/*.md')]
+FOLDERS = ('configs', 'docs', 'requirements', 's6la_mm', 'tests', 'tools', '.ci', '.dev_scripts', '.github')
+PATH = re.compile(rf'(?<![\w/.-])(?:{"|".join(map(re.escape, FOLDERS))})/[\w./-]*[\w/]')
+
+
+def paths(text):
+    """What looks like a path in this repository; ``work_dirs/…`` and the like do not."""
+    return {match.rstrip('.') for match in PATH.findall(text)}
+
+
+def missing(text):
+    return sorted(path for path in paths(text) if not (ROOT / path).exists())
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_paths_exist(page):
+    text = page.read_text(encoding='utf-8')
+    if page.name == 'CHANGELOG.md':
+        text = text.split('\n### Moved')[0]  # what follows names where things were
+    assert missing(text) == []
+
+
+@pytest.mark.parametrize('page', ['README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'tools/README.md'])
+def test_links_outside_of_the_site_exist(page):
+    links = re.findall(r'\]\(([^)#]+)[^)]*\)', (ROOT / page).read_text(encoding='utf-8'))
+    assert [link for link in links if '://' not in link and not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+def test_a_missing_path_is_found():
+    text = 'run `tools/train.py`, not `tools/trian.py configs/nowhere.py`; work_dirs/tools/x.py is not here.'
+    assert missing(text) == ['configs/nowhere.py', 'tools/trian.py']
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / 'README.md').read_text(encoding='utf-8').splitlines()) <= 130
