@@ -33,9 +33,29 @@ def test_links_outside_of_the_site_exist(page):
     assert [link for link in links if '://' not in link and not (ROOT / page).parent.joinpath(link).exists()] == []
 
 
-def test_a_missing_path_is_found():
+def unknown_options(text):
+    """Options of Python scripts in command lines that neither the script nor what scripts share defines."""
+    shared = (ROOT / 's6la_mm/common/cli.py').read_text()
+    commands = re.findall(r'python ((?:tools|\.dev_scripts)/[\w/]+\.py)([^`\n#]*)', text.replace('\\\n', ' '))
+    defined = {script: (ROOT / script).read_text() + shared for script, _ in commands}
+    return [
+        (script, option)
+        for script, arguments in commands
+        for option in re.findall(r'(?<!\S)\[?(--[\w-]+)', arguments)
+        if f"'{option}'" not in defined[script]
+    ]
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_options_exist(page):
+    assert unknown_options(page.read_text(encoding='utf-8')) == []
+
+
+def test_what_is_missing_is_found():
     text = 'run `tools/train.py`, not `tools/trian.py configs/nowhere.py`; work_dirs/tools/x.py is not here.'
     assert missing(text) == ['configs/nowhere.py', 'tools/trian.py']
+    command = 'python tools/train.py CONFIG \\\n    [--resume [FILE]] --ampere  # --not-this'
+    assert unknown_options(command) == [('tools/train.py', '--ampere')]
 
 
 def test_the_readme_is_short():
