@@ -83,4 +83,4 @@ def _has_its_end(path: str, image_format: str | None, num_bytes: int) -> bool:
 def content_hash(path: str) -> str:
     """Digest of a file's bytes."""
     with open(path, 'rb') as file:
-        return hashlib.file_digest(file, 'md5').hexdigest()
+        return hashlib.md5(file.read()).hexdigest()  # file_digest came with Python 3.11
