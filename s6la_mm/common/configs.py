@@ -57,7 +57,7 @@ def plain_config(cfg: Config) -> tuple[Config, list[str]]:
     if not is_s6la(cfg):
         kind = cfg.model.get('backbone', {}).get('type')
         raise UsageError(f'the backbone {kind!r} is no S6LA backbone, so there is no plain network to compare it with')
-        options = copy.deepcopy(cfg.model.backbone.to_dict())
+    options = copy.deepcopy(cfg.model.backbone.to_dict())
     name = options.pop('type').rpartition('.')[2]
     rows = [row for row in architectures().values() if row.s6la.__name__ == name]
     s6la, plain = rows[0].s6la, rows[0].plain
