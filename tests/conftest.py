@@ -1,10 +1,10 @@
-"""What holds for every test file, whatever ran before it in the same process."""
+"""What holds for every test, whatever ran before it in the same process."""
 
 import pytest
-from mmengine.registry import DefaultScope
+from tool_runner import forget_instances
 
 
-@pytest.fixture(scope='module', autouse=True)
-def no_default_scope():
-    """Forgets the default scope that another file's runner or model has set: names would be looked up in it."""
-    DefaultScope._instance_dict.clear()
+@pytest.fixture(autouse=True)
+def no_global_instances():
+    """Forgets what another test's runner or model has left: names would be looked up in its default scope."""
+    forget_instances()

@@ -1,11 +1,33 @@
-"""Runs the command line tools as a user does; the tests of tools share it."""
+"""Runs the command line tools for the tests of tools.
+
+``call`` runs one in this process, which has the packages loaded already: the way for nearly every test. ``run`` starts
+one as a user does, for seconds each time: for the shell tools, and once for each Python tool, where it is the start
+itself that is tested. ``load`` gives a script's own functions.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import importlib.util
+import io
+import multiprocessing
 import os
+import random
+import runpy
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from unittest import mock
+
+import cv2
+import numpy as np
+import torch
+from mmengine.utils import ManagerMixin
 
 ROOT = Path(__file__).parents[1]
 TOOLS = ROOT / 'tools'
@@ -24,7 +46,7 @@ def environment(**env: str) -> dict[str, str]:
 
 
 def run(*command: object, **env: str) -> subprocess.CompletedProcess:
-    """Run a tool (``tools/`` is put before its name), with this Python first on PATH."""
+    """Start a tool (``tools/`` is put before its name) in a process of its own."""
     tool, *args = (str(part) for part in command)
     start = [sys.executable] if tool.endswith('.py') else ['bash']
     return subprocess.run(
@@ -32,8 +54,94 @@ def run(*command: object, **env: str) -> subprocess.CompletedProcess:
     )
 
 
+def call(*command: object, **env: str) -> subprocess.CompletedProcess:
+    """Run a Python tool (``tools/`` is put before its name) in this process, and leave nothing of it behind.
+
+    Returns:
+        What ``run`` would: status and output, but not the output of processes that the tool has started.
+
+    Raises:
+        Exception: What the tool itself does not turn into a message and a status.
+    """
+    tool, *args = (str(part) for part in command)
+    stdout, stderr, status = io.StringIO(), io.StringIO(), 0
+    with (
+        own_process(),
+        mock.patch.dict(os.environ, environment(**env)),
+        mock.patch.object(sys, 'argv', [str(TOOLS / tool), *args]),
+        contextlib.redirect_stdout(stdout),
+        contextlib.redirect_stderr(stderr),
+    ):
+        try:
+            runpy.run_path(str(TOOLS / tool), run_name='__main__')
+        except SystemExit as end:
+            status = end.code or 0
+            if not isinstance(status, int):
+                print(status, file=sys.stderr)
+                status = 1
+    return subprocess.CompletedProcess([tool, *args], status, stdout.getvalue(), stderr.getvalue())
+
+
 def check(result: subprocess.CompletedProcess) -> str:
     """The output of a run that must have succeeded."""
     output = result.stdout + result.stderr
     assert result.returncode == 0, output[-3000:]
     return output
+
+
+def load(path: str) -> ModuleType:
+    """A Python script (a path under ``tools/``, or from the root) as a module of its own, its ``main`` not run."""
+    file = TOOLS / path if (TOOLS / path).is_file() else ROOT / path
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    with mock.patch.dict(sys.modules, {file.stem: module}):  # dataclasses look for their module there
+        spec.loader.exec_module(module)
+    return module
+
+
+@contextlib.contextmanager
+def own_process() -> Iterator[None]:
+    """Gives the code inside the state of a fresh process without an accelerator, and undoes what it sets."""
+    numbers = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    threads, opencv_threads = torch.get_num_threads(), cv2.getNumThreads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    start_method = multiprocessing.get_start_method(allow_none=True)
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    try:
+        forget_instances()
+        with (
+            mock.patch('mmengine.device.utils.DEVICE', 'cpu'),
+            mock.patch.object(torch.cuda, 'is_available', lambda: False),
+            torch.backends.cudnn.flags(),
+        ):
+            yield
+    finally:
+        forget_instances()
+        random.setstate(numbers[0])
+        np.random.set_state(numbers[1])
+        torch.set_rng_state(numbers[2])
+        torch.set_num_threads(threads)
+        cv2.setNumThreads(opencv_threads)
+        torch.use_deterministic_algorithms(deterministic)
+        multiprocessing.set_start_method(start_method, force=True)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        gc.collect()  # a runner is full of cycles
+
+
+def forget_instances() -> None:
+    """Forgets mmengine's loggers, visualizers, message hubs and default scopes; the loggers close their files."""
+    for cls in subclasses(ManagerMixin):
+        for instance in cls._instance_dict.values():
+            for handler in getattr(instance, 'handlers', []):
+                handler.close()
+        cls._instance_dict.clear()
+
+
+def subclasses(cls: type) -> Iterator[type]:
+    """A class and all that derive from it."""
+    yield cls
+    for derived in cls.__subclasses__():
+        yield from subclasses(derived)

@@ -220,7 +220,7 @@ def test_backbone_of_no_family():
 
 
 def test_shipped_layout_file():
-    layout = read_layout(str(TOOLS / 'checkpoint_layouts/s6la_authors.json'))
+    layout = read_layout(str(TOOLS / 'model_converters/layouts/s6la_authors.json'))
 
     assert layout.backbone == 'S6LAResNet'
     plain = S6LAResNet(18).state_dict()

@@ -11,7 +11,7 @@ import pytest
 from broken_data import break_coco, break_segmentation, link_coco, make_segmentation
 from mmengine.config import Config
 from PIL import Image
-from tool_runner import run
+from tool_runner import call
 
 from s6la_mm.common.errors import UsageError
 from s6la_mm.datasets import generate_shapes
@@ -204,10 +204,12 @@ def test_tool(shapes, tmp_path):
     link_coco(shapes, tmp_path / 'broken', SHAPES_SPLITS)
     expected = break_coco(tmp_path / 'broken', SHAPES_SPLITS, 0)
     coco_config(tmp_path / 'broken').dump(tmp_path / 'config.py')
-    result = run('misc/check_dataset.py', tmp_path / 'config.py', '--json', tmp_path / 'report.json', '--examples', '1')
+    result = call(
+        'misc/check_dataset.py', tmp_path / 'config.py', '--json', tmp_path / 'report.json', '--examples', '1'
+    )
     assert result.returncode == 1, result.stderr
     assert 'truncated-image' in result.stdout and '... and 1 more' in result.stdout
     content = json.loads((tmp_path / 'report.json').read_text())
     assert {(f['kind'], f['split'], f['where']) for f in content['findings']} == expected
-    result = run('misc/check_dataset.py', COCO, COCO_ROOT=str(tmp_path / 'nowhere'))
+    result = call('misc/check_dataset.py', COCO, COCO_ROOT=str(tmp_path / 'nowhere'))
     assert result.returncode == 1 and 'missing-file' in result.stdout and 'COCO_ROOT' in result.stdout

@@ -6,47 +6,37 @@ import os
 from pathlib import Path
 
 import pytest
-from test_tools import TINY
-from tool_runner import ROOT, check, run
-
-BASE = ROOT / 'configs/quickstart/retinanet_s6la-r18_shapes.py'
+from tiny_training import copy_run
+from tool_runner import ROOT, call, check
 
 
-@pytest.fixture(scope='module')
-def tiny(tmp_path_factory) -> dict:
-    """A small config, its data, and a run of 4 iterations with a checkpoint at 2 and 4."""
-    folder = tmp_path_factory.mktemp('resume')
-    config = folder / 'tiny.py'
-    config.write_text(TINY.format(base=str(BASE)).replace('dict(test_cfg=dict(rcnn=dict(score_thr=0.0)))', 'dict()'))
-    data = {'S6LA_SHAPES_ROOT': str(folder / 'shapes')}
-    check(run('train.py', config, '--work-dir', folder / 'run', **data))
-    return dict(config=config, work_dir=folder / 'run', data=data)
-
-
-def test_damaged_newest_checkpoint_is_passed_over(tiny):
-    newest = tiny['work_dir'] / 'iter_4.pth'
+def test_damaged_newest_checkpoint_is_passed_over(retinanet, tmp_path):
+    work_dir = copy_run(retinanet, tmp_path / 'run')
+    newest = work_dir / 'iter_4.pth'
     whole = newest.read_bytes()
     newest.write_bytes(whole[: len(whole) // 2])
     more = ('--cfg-options', 'train_cfg.max_iters=4')
-    output = check(run('train.py', tiny['config'], '--work-dir', tiny['work_dir'], '--resume', *more, **tiny['data']))
+    output = check(
+        call('train.py', retinanet['config'], '--work-dir', work_dir, '--resume', *more, **retinanet['data'])
+    )
     assert 'iter_4.pth is passed over' in output and 'resumed epoch: 0, iter: 2' in output
     assert newest.stat().st_size == pytest.approx(len(whole), rel=0.01)  # written anew
 
 
-def test_what_cannot_be_resumed_from(tiny, tmp_path):
-    start = ('train.py', tiny['config'], '--work-dir', tmp_path / 'w')
-    (tmp_path / 'half.pth').write_bytes((tiny['work_dir'] / 'iter_2.pth').read_bytes()[:5000])
-    result = run(*start, '--resume', tmp_path / 'half.pth', **tiny['data'])
+def test_what_cannot_be_resumed_from(retinanet, tmp_path):
+    start = ('train.py', retinanet['config'], '--work-dir', tmp_path / 'w')
+    (tmp_path / 'half.pth').write_bytes((retinanet['work_dir'] / 'iter_2.pth').read_bytes()[:5000])
+    result = call(*start, '--resume', tmp_path / 'half.pth', **retinanet['data'])
     assert result.returncode == 1 and 'half.pth cannot be resumed from' in result.stderr
     other = ('--cfg-options', 'model.backbone.state_dim=8')
-    result = run(*start, '--resume', tiny['work_dir'] / 'iter_2.pth', *other, **tiny['data'])
+    result = call(*start, '--resume', retinanet['work_dir'] / 'iter_2.pth', *other, **retinanet['data'])
     assert result.returncode == 1, result.stderr[-2000:]
     assert 'error: the checkpoint to resume from is of another model' in result.stderr
     assert not list((tmp_path / 'w').glob('*.pth'))
 
 
 @pytest.mark.parametrize('place', ['a file', 'read-only'])
-def test_work_dir_that_cannot_be_written_to(tiny, tmp_path, place):
+def test_work_dir_that_cannot_be_written_to(retinanet, tmp_path, place):
     if place == 'a file':
         (tmp_path / 'file').write_text('')
         work_dir = tmp_path / 'file'
@@ -54,33 +44,35 @@ def test_work_dir_that_cannot_be_written_to(tiny, tmp_path, place):
         work_dir = Path('/proc/s6la')  # nobody can make a folder there, not even root
         if not os.path.isdir('/proc'):
             pytest.skip('no /proc on this system')
-    result = run('train.py', tiny['config'], '--work-dir', work_dir, **tiny['data'])
+    result = call('train.py', retinanet['config'], '--work-dir', work_dir, **retinanet['data'])
     assert result.returncode == 1 and 'choose another --work-dir' in result.stderr and 'Traceback' not in result.stderr
 
 
 @pytest.mark.slow
-def test_kill_resume(tiny, tmp_path):
+def test_kill_resume(retinanet, tmp_path):
     """Two kills; the script itself compares weights, optimizer and losses to the bit."""
     options = ('train_cfg.max_iters=12', 'train_cfg.val_interval=4', 'default_hooks.checkpoint.interval=2')
     more = ('--kills', 2, '--seed', 1, '--cfg-options', *options)
-    output = check(run('kill_resume.py', tiny['config'], tmp_path / 'kills', *more, **tiny['data']))
+    output = check(
+        call('../.dev_scripts/kill_resume.py', retinanet['config'], tmp_path / 'kills', *more, **retinanet['data'])
+    )
     assert '2 resumes, failed: 0, damaged checkpoints: 0' in output and 'losses that differ: 0' in output
     assert output.count('the same to the bit') == 3
 
 
-def test_check_config(tiny):
-    output = check(run('misc/check_config.py', tiny['config'], '--processes', 2, **tiny['data']))
+def test_check_config(retinanet, tmp_path):
+    output = check(call('misc/check_config.py', retinanet['config'], '--processes', 2, **retinanet['data']))
     for line in ('trained    3 iterations', 'resumed to the bit', 'predicted', 'memory', 'time', 'disk'):
         assert line in output
     assert 'an epoch of 2 with 2 processes' in output  # 8 images, 2 in a batch
     assert not (ROOT / 'work_dirs/tiny').exists()
 
 
-def test_check_config_names_parameters_without_a_gradient(tiny, tmp_path):
+def test_check_config_names_parameters_without_a_gradient(retinanet, tmp_path):
     config = tmp_path / 'unused.py'
     # The last stage is computed for nobody.
     model = 'dict(backbone=dict(out_indices=(0, 1, 2)), neck=dict(in_channels=[32, 64, 128]))'
-    config.write_text(f'_base_ = {str(tiny["config"])!r}\nmodel = {model}\n')
-    result = run('misc/check_config.py', config, **tiny['data'])
+    config.write_text(f'_base_ = {str(retinanet["config"])!r}\nmodel = {model}\n')
+    result = call('misc/check_config.py', config, **retinanet['data'])
     assert result.returncode == 1, result.stderr[-2000:]
     assert 'parameters got no gradient: backbone.' in result.stderr and 'Traceback' not in result.stderr

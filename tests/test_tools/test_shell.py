@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-TOOLS = Path(__file__).parents[1] / 'tools'
+TOOLS = Path(__file__).parents[2] / 'tools'
 
 
 def run(tool: str, *args: str, path_first: Path | None = None, **env: str) -> subprocess.CompletedProcess:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from tool_runner import ROOT, TOOLS, check, run
+from tool_runner import ROOT, call, check, load
 
 pytest.importorskip('mmseg')
 
@@ -46,20 +45,20 @@ def make_camvid(folder: Path, label: int = 11) -> Path:
 def test_train_test_report_and_demo(tmp_path):
     """A UperNet of 8 channels trains one step on three images, is tested and draws."""
     data = dict(CAMVID_ROOT=str(make_camvid(tmp_path / 'data')))
-    output = check(run('train.py', TINY, '--work-dir', tmp_path / 'run', *NARROW, *SHORT, **data))
+    output = check(call('train.py', TINY, '--work-dir', tmp_path / 'run', *NARROW, *SHORT, **data))
     assert 'Checking the labels of 3 label maps' in output and 'mIoU' in output
     config, checkpoint = tmp_path / 'run/upernet_s6la-r18_camvid.py', tmp_path / 'run/iter_1.pth'
     shutil.rmtree(tmp_path / 'data/images/train')  # a test needs only what it tests
-    output = check(run('test.py', config, checkpoint, '--work-dir', tmp_path / 't', '--show-dir', tmp_path / 'shown'))
+    output = check(call('test.py', config, checkpoint, '--work-dir', tmp_path / 't', '--show-dir', tmp_path / 'shown'))
     assert 'mIoU' in output and len(list((tmp_path / 'shown').rglob('*.png'))) == 3
-    output = check(run('analysis_tools/make_report.py', tmp_path / 'run', '--num-images', 2, **data))
+    output = check(call('analysis_tools/make_report.py', tmp_path / 'run', '--num-images', 2, **data))
     page = (tmp_path / 'run/report/index.html').read_text()
     assert '<td>mIoU</td>' in page and 'mIoU: ' in output and 'rgb(128, 64, 128)"></span>road' in page
     sources = [part.split('"')[0] for part in page.split('src="')[1:]]
     assert sources == ['loss.png', 'metrics.png', 'images/000.png', 'images/001.png']
     assert cv2.imread(str(tmp_path / 'run/report/images/000.png')).shape == (48, 120, 3)  # ground truth, prediction
     images = tmp_path / 'data/images/val'
-    check(run('image_demo.py', images, config, checkpoint, '--out-dir', tmp_path / 'demo', '--opacity', 1))
+    check(call('image_demo.py', images, config, checkpoint, '--out-dir', tmp_path / 'demo', '--opacity', 1))
     share = json.loads((tmp_path / 'demo/preds/0.json').read_text())['share']
     assert sum(share.values()) == pytest.approx(1) and list(share.values()) == sorted(share.values(), reverse=True)
     labels = cv2.imread(str(tmp_path / 'demo/preds/0.png'), cv2.IMREAD_UNCHANGED)
@@ -72,7 +71,7 @@ def test_train_test_report_and_demo(tmp_path):
 @pytest.mark.slow
 def test_a_label_of_no_class_stops_the_training_before_it_starts(tmp_path):
     data = dict(CAMVID_ROOT=str(make_camvid(tmp_path / 'data', label=12)))
-    result = run('train.py', TINY, '--work-dir', tmp_path / 'run', *NARROW, *SHORT, **data)
+    result = call('train.py', TINY, '--work-dir', tmp_path / 'run', *NARROW, *SHORT, **data)
     assert result.returncode == 1 and 'Iter(train)' not in result.stdout
     message = result.stderr[result.stderr.index('error: ') :]
     assert 'label 12: 2880 pixels in 3 files' in message and 'Traceback' not in message
@@ -96,7 +95,7 @@ def test_upernet_on_ade20k(tmp_path):
     torch.save(dict(state_dict=model.state_dict(), meta={}), tmp_path / 'untrained.pth')
     workers = ('test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False')
     output = check(
-        run(
+        call(
             *('test.py', path, tmp_path / 'untrained.pth', '--work-dir', tmp_path / 'work', '--cfg-options'),
             *narrow,
             *('model.pretrained=None', *workers),
@@ -109,7 +108,7 @@ def test_upernet_on_ade20k(tmp_path):
 
 
 def test_legend():
-    with_legend = runpy.run_path(str(TOOLS / 'image_demo.py'))['with_legend']
+    with_legend = load('image_demo.py').with_legend
     picture = np.full((50, 30, 3), 7, np.uint8)
     entries = [((255, 0, 0), 'road 60.0%'), ((0, 255, 0), 'sky 30.0%'), ((0, 0, 255), 'a longer name 10.0%')]
     out = with_legend(picture, entries)

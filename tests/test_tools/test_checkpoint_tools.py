@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from checkpoint_sources import make_source
-from tool_runner import ROOT, TOOLS, check, run
+from tool_runner import ROOT, TOOLS, call, check
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def resnet18(tmp_path):
 def test_convert_and_inspect(resnet18, tmp_path):
     out, report = tmp_path / 'out.pth', tmp_path / 'report.json'
     output = check(
-        run(
+        call(
             'model_converters/convert_checkpoint.py',
             resnet18,
             out,
@@ -40,21 +40,21 @@ def test_convert_and_inspect(resnet18, tmp_path):
     content = json.loads(report.read_text())
     assert content['counts'] == {'kept': 120, 'new': 33, 'left out': 2} and content['difference'] < 1e-5
     assert content['meta']['arch'] == 's6la_r18' and content['path'] == str(out)
-    output = check(run('model_converters/inspect_checkpoint.py', out))
+    output = check(call('model_converters/inspect_checkpoint.py', out))
     assert 'fits: s6la_r18' in output and 'source_sha256' in output
-    output = check(run('model_converters/inspect_checkpoint.py', resnet18, '--diff', out))
+    output = check(call('model_converters/inspect_checkpoint.py', resnet18, '--diff', out))
     assert '120 equal, 2 only in the first, 33 only in the second' in output
-    assert json.loads(check(run('model_converters/inspect_checkpoint.py', out, '--json')).splitlines()[-1])[
+    assert json.loads(check(call('model_converters/inspect_checkpoint.py', out, '--json')).splitlines()[-1])[
         'architectures'
     ] == ['s6la_r18']
 
 
-@pytest.mark.parametrize('tool', ['convert_checkpoint.py', 'inspect_checkpoint.py'])
+@pytest.mark.parametrize('tool', ['convert_checkpoint', 'inspect_checkpoint'])
 def test_one_sentence_and_exit_status(tmp_path, tool):
     bad = tmp_path / 'bad.pth'
     bad.write_bytes(b'no checkpoint')
     rest = [tmp_path / 'out.pth', '--arch', 's6la_r18'] if tool.startswith('convert') else []
-    result = run(tool, bad, *rest)
+    result = call(f'model_converters/{tool}.py', bad, *rest)
     assert result.returncode == 1 and 'Traceback' not in result.stderr
     assert [line for line in result.stderr.splitlines() if line.startswith('error: ')][-1].endswith(')')
     assert [path.name for path in tmp_path.iterdir()] == ['bad.pth']

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import signal
 import subprocess
@@ -11,8 +10,8 @@ import sys
 import time
 
 import pytest
-from test_tools import TINY
-from tool_runner import ROOT, TOOLS, check, environment, run
+from tiny_training import MODELS, TINY
+from tool_runner import ROOT, TOOLS, environment, load, run
 
 from s6la_mm.common.errors import UsageError
 from s6la_mm.comparison.plan import Run, read_plan
@@ -38,7 +37,7 @@ runs = [
 def folder(tmp_path_factory):
     """A plan, its config and data."""
     folder = tmp_path_factory.mktemp('compare')
-    config = TINY.format(base=str(BASE)).replace('dict(rcnn=dict(score_thr=0.0))', 'dict(score_thr=0.0)')
+    config = TINY.format(base=str(BASE), model=MODELS['retinanet'])
     (folder / 'tiny.py').write_text(config)
     (folder / 'plan.py').write_text(PLAN)
     return folder
@@ -47,9 +46,8 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def report(folder, monkeypatch, capsys):
     """Calls compare.py in this process, for calls that train nothing: its status or message, and what it printed."""
-    monkeypatch.syspath_prepend(TOOLS)
     monkeypatch.setenv('S6LA_SHAPES_ROOT', str(folder / 'shapes'))
-    compare = importlib.import_module('compare')
+    compare = load('analysis_tools/compare.py')
 
     def call(*arguments) -> tuple[int | str, str]:
         monkeypatch.setattr(sys, 'argv', ['compare.py', *map(str, arguments)])
@@ -145,8 +143,7 @@ def test_missing_data_is_named_before_the_first_run(tmp_path, report, monkeypatc
 
 def test_retry_waits_for_what_a_run_starts_from(folder, tmp_path, monkeypatch):
     """Both failed before; the second must not end with the first one's old failure."""
-    monkeypatch.syspath_prepend(TOOLS)
-    compare = importlib.import_module('compare')
+    compare = load('analysis_tools/compare.py')
     plan = read_plan(str(folder / 'plan.py'))
     runs = [Run(variant, 3, str(tmp_path / variant.name)) for variant in plan.variants[:2]]
     for run_ in runs:
@@ -176,8 +173,7 @@ def train(compare, monkeypatch, plan, runs, command: str, out) -> bool:
 )
 def test_a_training_that_somebody_else_ends(folder, tmp_path, monkeypatch, command, status, reason):
     """What starts from it does not wait for ever."""
-    monkeypatch.syspath_prepend(TOOLS)
-    compare = importlib.import_module('compare')
+    compare = load('analysis_tools/compare.py')
     plan = read_plan(str(folder / 'plan.py'))
     runs = [Run(variant, 3, str(tmp_path / variant.name)) for variant in plan.variants[:2]]
     complete = train(compare, monkeypatch, plan, runs, command, tmp_path)
@@ -190,8 +186,7 @@ def test_a_training_that_somebody_else_ends(folder, tmp_path, monkeypatch, comma
 
 
 def test_the_reason_is_that_of_the_last_attempt(folder, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(TOOLS)
-    compare = importlib.import_module('compare')
+    compare = load('analysis_tools/compare.py')
     run_ = Run(read_plan(str(folder / 'plan.py')).variants[0], 3, str(tmp_path))
     (tmp_path / 'output.txt').write_text('error: no data\nout of memory\n')
     process = subprocess.Popen(['false'])
@@ -202,8 +197,7 @@ def test_the_reason_is_that_of_the_last_attempt(folder, tmp_path, monkeypatch):
 
 def test_one_call_at_a_time(tmp_path, monkeypatch):
     """Trainings of a call that was killed hold the folder too."""
-    monkeypatch.syspath_prepend(TOOLS)
-    compare = importlib.import_module('compare')
+    compare = load('analysis_tools/compare.py')
     with compare.lock(tmp_path) as held:
         child = subprocess.Popen(['sleep', '60'], pass_fds=[held])
     try:
@@ -221,8 +215,7 @@ def test_one_call_at_a_time(tmp_path, monkeypatch):
     [(None, 2, ['0', '1']), ('2,3', 2, ['2', '3']), ('GPU-8f, MIG-1', 2, ['GPU-8f', 'MIG-1']), ('', 0, [])],
 )
 def test_names_of_gpus(monkeypatch, visible, count, names):
-    monkeypatch.syspath_prepend(TOOLS)
-    compare = importlib.import_module('compare')
+    compare = load('analysis_tools/compare.py')
     monkeypatch.setattr('torch.cuda.is_available', lambda: count > 0)
     monkeypatch.setattr('torch.cuda.device_count', lambda: count)
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
@@ -232,29 +225,10 @@ def test_names_of_gpus(monkeypatch, visible, count, names):
 
 
 def test_the_plan_of_the_page_works(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(TOOLS)
-    compare = importlib.import_module('compare')
+    compare = load('analysis_tools/compare.py')
     page = (ROOT / 'docs/comparisons.md').read_text()
     text = page.split('```python\n')[1].split('```')[0]
     (tmp_path / 'plan.py').write_text(text.replace("'../", f"'{ROOT}/configs/"))
     plan = read_plan(str(tmp_path / 'plan.py'))
     compare.check_models(plan)
     assert [variant.start for variant in plan.variants] == [None, None, 'plain']
-
-
-@pytest.mark.slow
-def test_analyze_state(folder):
-    data = dict(S6LA_SHAPES_ROOT=str(folder / 'shapes'))
-    check(run('train.py', folder / 'tiny.py', '--work-dir', folder / 'trained', **data))
-    checkpoint, images = folder / 'trained/iter_4.pth', folder / 'shapes/val'
-    out = folder / 'state'
-    output = check(
-        run('analysis_tools/analyze_state.py', folder / 'tiny.py', checkpoint, images, '--out-dir', out, **data)
-    )
-    assert f'Page: {out}/index.html' in output and output.count('holds') == 7 and '  new 0.' in output
-    assert {path.name for path in out.iterdir()} >= {'index.html', 'analysis.json', 'maps_1.png', 'decay.png'}
-    plain = ('--cfg-options', 'model.backbone.type=mmdet.ResNet')
-    result = run(
-        'analysis_tools/analyze_state.py', folder / 'tiny.py', checkpoint, images, *plain, '--out-dir', out, **data
-    )
-    assert result.returncode == 1 and 'ResNet carries no state' in result.stderr

@@ -1,0 +1,90 @@
+"""tools/test.py."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+from mmengine.config import Config
+from tool_runner import call, check, load
+
+from s6la_mm.common.errors import UsageError
+
+
+def test_test_dumps_and_draws(mask_rcnn, tmp_path):
+    out = tmp_path / 'predictions.pkl'
+    check(
+        call(
+            *('test.py', mask_rcnn['config'], mask_rcnn['work_dir'] / 'iter_4.pth', '--work-dir', tmp_path),
+            *('--out', out, '--show-dir', tmp_path / 'shown'),
+            **mask_rcnn['data'],
+        )
+    )
+    predictions = pickle.loads(out.read_bytes())
+    assert len(predictions) == 3
+    assert {'bboxes', 'labels', 'masks', 'scores'} <= set(predictions[0]['pred_instances'])
+    assert {path.name for path in (tmp_path / 'shown').iterdir()} == {
+        path.name for path in mask_rcnn['images'].iterdir()
+    }
+
+
+def test_missing_image_in_a_worker(mask_rcnn, tmp_path):
+    """The file that a DataLoader worker misses is named, with the config's key."""
+    result = call(
+        *(
+            'test.py',
+            mask_rcnn['config'],
+            mask_rcnn['work_dir'] / 'iter_4.pth',
+            '--work-dir',
+            tmp_path,
+            '--cfg-options',
+        ),
+        *('test_dataloader.dataset.data_prefix.img=nowhere/', 'test_dataloader.num_workers=1'),
+        **mask_rcnn['data'],
+    )
+    assert result.returncode == 1
+    missing = f'{mask_rcnn["data"]["S6LA_SHAPES_ROOT"]}/nowhere/000000.png'
+    message = result.stderr[result.stderr.index('error: ') :]
+    assert message.startswith(f'error: {missing} does not exist')
+    assert 'test_dataloader.dataset.data_root' in message and 'Traceback' not in message
+
+
+@pytest.mark.parametrize(
+    ('scope', 'expected'),
+    [
+        ('mmdet', dict(draw=True, test_out_dir='/drawn')),
+        ('mmseg', dict(draw=True, interval=1)),
+        ('mmpretrain', dict(enable=True, interval=1, out_dir='/drawn')),
+    ],
+)
+def test_show_dir_in_each_scope(scope, expected):
+    enable = load('test.py').enable_drawing
+    cfg = Config(dict(default_scope=scope, visualizer={}, default_hooks=dict(visualization={})))
+    enable(cfg, False, '/drawn', 0)
+    assert expected.items() <= cfg.default_hooks.visualization.to_dict().items()
+    assert cfg.visualizer.get('save_dir') == ('/drawn' if scope == 'mmseg' else None)
+    with pytest.raises(UsageError, match='default_hooks'):
+        enable(Config(dict(default_scope=scope)), False, '/drawn', 0)
+
+
+def test_tta():
+    enable = load('test.py').enable_tta
+
+    def config(scope: str, **more: object) -> Config:
+        pipeline = [dict(type='LoadImageFromFile'), dict(type='PackDetInputs')]
+        loader = dict(dataset=dict(type='RepeatDataset', dataset=dict(pipeline=pipeline)))
+        return Config(dict(default_scope=scope, model=dict(type='M'), test_dataloader=loader, **more))
+
+    cfg = config('mmdet')
+    enable(cfg)
+    assert cfg.model.type == 'DetTTAModel' and cfg.model.module.type == 'M'
+    pipeline = cfg.test_dataloader.dataset.dataset.pipeline
+    assert [step.type for step in pipeline] == ['LoadImageFromFile', 'TestTimeAug']
+    with pytest.raises(UsageError, match='no tta_pipeline;'):
+        enable(config('mmseg', tta_model=dict(type='SegTTAModel')))
+    with pytest.raises(UsageError, match='no tta_model and no tta_pipeline'):
+        enable(config('mmpretrain'))
+    masks = config('mmdet')
+    masks.model.roi_head = dict(mask_head=dict(type='FCNMaskHead'))
+    with pytest.raises(UsageError, match='mask_head=None'):
+        enable(masks)
