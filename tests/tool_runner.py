@@ -46,16 +46,16 @@ def environment(**env: str) -> dict[str, str]:
 
 
 def run(*command: object, **env: str) -> subprocess.CompletedProcess:
-    """Start a tool (``tools/`` is put before its name) in a process of its own."""
+    """Start a tool in a process of its own."""
     tool, *args = (str(part) for part in command)
     start = [sys.executable] if tool.endswith('.py') else ['bash']
     return subprocess.run(
-        [*start, str(TOOLS / tool), *args], capture_output=True, text=True, env=environment(**env), timeout=900
+        [*start, str(path_of(tool)), *args], capture_output=True, text=True, env=environment(**env), timeout=900
     )
 
 
 def call(*command: object, **env: str) -> subprocess.CompletedProcess:
-    """Run a Python tool (``tools/`` is put before its name) in this process, and leave nothing of it behind.
+    """Run a Python tool in this process, and leave nothing of it behind.
 
     Returns:
         What ``run`` would: status and output, but not the output of processes that the tool has started.
@@ -68,12 +68,12 @@ def call(*command: object, **env: str) -> subprocess.CompletedProcess:
     with (
         own_process(),
         mock.patch.dict(os.environ, environment(**env)),
-        mock.patch.object(sys, 'argv', [str(TOOLS / tool), *args]),
+        mock.patch.object(sys, 'argv', [str(path_of(tool)), *args]),
         contextlib.redirect_stdout(stdout),
         contextlib.redirect_stderr(stderr),
     ):
         try:
-            runpy.run_path(str(TOOLS / tool), run_name='__main__')
+            runpy.run_path(str(path_of(tool)), run_name='__main__')
         except SystemExit as end:
             status = end.code or 0
             if not isinstance(status, int):
@@ -89,9 +89,14 @@ def check(result: subprocess.CompletedProcess) -> str:
     return output
 
 
-def load(path: str) -> ModuleType:
-    """A Python script (a path under ``tools/``, or from the root) as a module of its own, its ``main`` not run."""
-    file = TOOLS / path if (TOOLS / path).is_file() else ROOT / path
+def path_of(script: object) -> Path:
+    """The file of a script that is named from ``tools/`` or from the root."""
+    return next((path for path in (TOOLS / str(script), ROOT / str(script)) if path.is_file()), Path(str(script)))
+
+
+def load(script: str) -> ModuleType:
+    """A Python script as a module of its own, its ``main`` not run."""
+    file = path_of(script)
     spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)
     with mock.patch.dict(sys.modules, {file.stem: module}):  # dataclasses look for their module there

@@ -54,7 +54,7 @@ def test_kill_resume(retinanet, tmp_path):
     options = ('train_cfg.max_iters=12', 'train_cfg.val_interval=4', 'default_hooks.checkpoint.interval=2')
     more = ('--kills', 2, '--seed', 1, '--cfg-options', *options)
     output = check(
-        call('../.dev_scripts/kill_resume.py', retinanet['config'], tmp_path / 'kills', *more, **retinanet['data'])
+        call('.dev_scripts/kill_resume.py', retinanet['config'], tmp_path / 'kills', *more, **retinanet['data'])
     )
     assert '2 resumes, failed: 0, damaged checkpoints: 0' in output and 'losses that differ: 0' in output
     assert output.count('the same to the bit') == 3

@@ -1,0 +1,99 @@
+"""Processes of seconds less: forked from a server that has imported the packages this one is built on.
+
+For what only a process can show: a script that runs where nothing of ``s6la_mm`` is imported yet, several ranks, and
+signals. The server imports and computes nothing, so that it has no threads that a fork would lose.
+"""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import runpy
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing import forkserver
+from pathlib import Path
+from unittest import mock
+
+from tool_runner import environment, path_of
+
+CONTEXT = multiprocessing.get_context('forkserver')
+CONTEXT.set_forkserver_preload(['forked_imports'])
+TESTS = Path(__file__).parent
+
+
+class Forked:
+    """A script that runs in a process, and a process group, of its own; its output goes to a file."""
+
+    def __init__(self, *command: object, log: Path, **env: str) -> None:
+        script, *args = command
+        self.log = log
+        env = environment(PYTHONPATH=os.pathsep.join([str(TESTS.parent), str(TESTS)]), **env)
+        with mock.patch.dict(os.environ, env):  # the server's own, should this start it
+            forkserver.ensure_running()
+        arguments = (str(path_of(script)), [str(arg) for arg in args], env, str(log))
+        self.process = CONTEXT.Process(target=_run, args=arguments)
+        log.touch()
+        self.process.start()
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text()
+
+    def wait_for(self, text: str, seconds: float = 240) -> None:
+        """Until the output has ``text``."""
+        self.wait_until(lambda: text in self.output, seconds)
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 240) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert self.process.is_alive() and time.monotonic() < end, self.output[-3000:]
+            time.sleep(0.05)
+
+    def wait(self, seconds: float = 240) -> int:
+        """The exit status; of a process that a signal has killed, minus the signal's number."""
+        self.process.join(seconds)
+        assert self.process.exitcode is not None, f'still running: {self.output[-3000:]}'
+        return self.process.exitcode
+
+    def kill(self) -> None:
+        """Ends the process and its children at once, and waits for it."""
+        if self.process.is_alive():
+            try:
+                os.killpg(self.process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                self.process.kill()
+            self.process.join()
+
+
+def start_ranks(count: int, *command: object, folder: Path, **env: str) -> list[Forked]:
+    """The ranks of one machine as torchrun starts them, the output of each in ``folder``/rank<N>.log."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]  # a free one
+    env = dict(WORLD_SIZE=str(count), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), **env)
+    return [
+        Forked(*command, log=folder / f'rank{rank}.log', RANK=str(rank), LOCAL_RANK=str(rank), **env)
+        for rank in range(count)
+    ]
+
+
+def _run(script: str, args: list[str], env: dict[str, str], log: str) -> None:
+    """In the new process."""
+    os.setsid()
+    file = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.stdout = os.fdopen(1, 'w', buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, 'w', buffering=1, closefd=False)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.argv = [script, *args]
+    try:
+        runpy.run_path(script, run_name='__main__')
+    finally:
+        atexit._run_exitfuncs()  # a child of multiprocessing leaves them out
