@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 from mmengine.config import Config
-from tool_runner import check, load
+from tool_runner import check, load, run
 
 from s6la_mm.common.errors import UsageError
 
