@@ -21,19 +21,19 @@ def check_environment() -> None:
     Raises:
         ImportError: If a package is missing or incompatible; the message names it and the fix.
     """
-    torch = _require('torch', missing='pip install torch torchvision')
-    _require(
+    torch = _import('torch', missing='pip install torch torchvision')
+    _import(
         'torchvision',
         missing='pip install the release made for your torch',
         broken=f'pip install the torchvision release made for torch {_version(torch)}',
     )
-    mmengine = _require('mmengine', missing='pip install mmengine')
+    mmengine = _import('mmengine', missing='pip install mmengine')
     _check_pkg_resources(mmengine)
-    mmcv = _require('mmcv', missing=f'with its compiled ops: {_OPS}')
+    mmcv = _import('mmcv', missing=f'with its compiled ops: {_OPS}')
     no_ops = f'mmcv {_version(mmcv)} comes without ops compiled for torch {_version(torch)}: '
     no_ops += f'pip uninstall -y mmcv mmcv-lite, then {_OPS}'
-    _require('mmcv._ext', missing=no_ops, broken=no_ops)
-    _require(
+    _import('mmcv._ext', missing=no_ops, broken=no_ops)
+    _import(
         'mmdet',
         missing='pip install mmdet',
         broken=f'mmcv is {_version(mmcv)} and mmdet 3.3 needs one below 2.2: {_OPS}',
@@ -49,10 +49,10 @@ def require_mmpretrain(user: str) -> None:
     Raises:
         ImportError: If mmpretrain is missing or does not import; the message names the class and the fix.
     """
-    _require('mmpretrain', missing='pip install mmpretrain', user=user)
+    _import('mmpretrain', missing='pip install mmpretrain', user=user)
 
 
-def _require(
+def _import(
     name: str, missing: str, broken: str = 'install versions that fit each other', user: str = 's6la_mm'
 ) -> ModuleType:
     """Import `name`; where that fails, raise one sentence with the fix for an absent or a broken package."""

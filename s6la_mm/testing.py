@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from .ops.checks import DTYPES
+
 DEVICES = ['cpu'] + (['cuda'] if torch.cuda.is_available() else [])
-DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 LAYOUTS = ['map', 'token']
 # Storage rounding of one value: what a result may differ by where the arithmetic itself is float32 or better.
 EPS = {dtype: torch.finfo(dtype).eps for dtype in DTYPES}

@@ -32,7 +32,7 @@ class Source(NamedTuple):
     """A kind of checkpoint.
 
     Attributes:
-        layout: Its name in ``LAYOUTS``.
+        layout: Its name in the family's layouts.
         plain: Builds the network.
         features: Its features, given the network and images.
         s6la: Builds the backbone.

@@ -4,37 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache, partial
-from typing import NamedTuple
+from typing import Any
 from unittest import mock
 
 import torch
-from mmdet.models.backbones import PyramidVisionTransformerV2, ResNet, ResNeXt
+from mmengine.registry import MODELS
 from torch import nn
 
-from ..environment import require_mmpretrain
-from .s6la_pvt import S6LAPVTv2
-from .s6la_resnet import S6LAResNet
+from .families import FAMILIES, Family
 
 
-class Architecture(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Architecture:
     """A size of a backbone.
 
     Attributes:
+        family (Family): What it is a size of.
         name (str): As on command lines: ``'r50'``, ``'swin-t'`` ...
         title (str): As in tables.
-        plain (type): Class of the plain network.
-        s6la (type): Class of the S6LA backbone.
-        options (dict): What both are built with; they output the last stage, as for a classifier.
+        options (dict): What both networks are built with; they output the last stage, as for a classifier.
         channels (int): Channels of that output.
     """
 
+    family: Family
     name: str
     title: str
-    plain: type[nn.Module]
-    s6la: type[nn.Module]
-    options: dict
+    options: dict[str, Any]
     channels: int
+
+    @property
+    def plain(self) -> type[nn.Module]:
+        """Class of the plain network."""
+        return self.family.load_plain(self.options)
+
+    @property
+    def s6la(self) -> type[nn.Module]:
+        """Class of the S6LA backbone."""
+        return self.family.load()
+
+    @property
+    def networks(self) -> dict[str, type[nn.Module]]:
+        """Classes to measure beside each other, by title: plain, S6LA, and relatives where there are some."""
+        networks = dict(plain=self.plain, S6LA=self.s6la)
+        if self.family.plain_type(self.options) == self.family.plain_name:  # no RLA-ResNeXt
+            networks |= {title: MODELS.get(name) for title, name in self.family.relatives.items()}
+        return networks
 
     @property
     def s6la_name(self) -> str:
@@ -44,42 +60,8 @@ class Architecture(NamedTuple):
 
 @cache
 def architectures() -> dict[str, Architecture]:
-    """All sizes by name.
-
-    Raises:
-        ImportError: If mmpretrain, on which S6LAViT and S6LASwin stand, is not installed.
-    """
-    require_mmpretrain('The table of architectures')
-    from mmpretrain.models.backbones import SwinTransformer, VisionTransformer
-
-    from . import S6LASwin, S6LAViT
-
-    rows = []
-    for depth, channels in ((18, 512), (34, 512), (50, 2048), (101, 2048), (152, 2048)):
-        options = dict(depth=depth, out_indices=(3,))
-        rows.append(Architecture(f'r{depth}', f'ResNet-{depth}', ResNet, S6LAResNet, options, channels))
-    for depth in (50, 101):
-        options = dict(depth=depth, groups=32, base_width=4, out_indices=(3,))
-        rows.append(
-            Architecture(f'x{depth}-32x4d', f'ResNeXt-{depth} 32×4d', ResNeXt, S6LAResNet, options, channels=2048)
-        )
-    for name, title, arch, channels in (
-        ('deit-ti', 'DeiT-tiny', 'deit-tiny', 192),
-        ('deit-s', 'DeiT-small', 'deit-small', 384),
-        ('deit-b', 'DeiT-base', 'deit-base', 768),
-        ('vit-l', 'ViT-large', 'large', 1024),
-    ):
-        rows.append(Architecture(name, title, VisionTransformer, S6LAViT, dict(arch=arch), channels))
-    for arch, channels in (('tiny', 768), ('small', 768), ('base', 1024), ('large', 1536)):
-        rows.append(
-            Architecture(f'swin-{arch[0]}', f'Swin-{arch}', SwinTransformer, S6LASwin, dict(arch=arch), channels)
-        )
-    for arch, sizes in S6LAPVTv2.arch_zoo.items():
-        options = dict(sizes, out_indices=(3,))
-        channels = 8 * sizes['embed_dims']
-        title = f'PVTv2-{arch.upper()}'
-        rows.append(Architecture(f'pvtv2-{arch}', title, PyramidVisionTransformerV2, S6LAPVTv2, options, channels))
-    return {row.name: row for row in rows}
+    """All sizes by name."""
+    return {size.name: Architecture(family, *size) for family in FAMILIES for size in family.sizes}
 
 
 def find_architecture(name: str) -> Architecture:
@@ -93,7 +75,7 @@ def find_architecture(name: str) -> Architecture:
         'ResNet-50'
     """
     key = name.lower().replace('_', '-').removeprefix('s6la-')
-    key = {'vit-b': 'deit-b'}.get(key, key)  # one network, two recipes
+    key = next((family.aliases[key] for family in FAMILIES if key in family.aliases), key)
     if key not in architectures():
         names = ', '.join(known.s6la_name for known in architectures().values())
         raise ValueError(f'{name!r} is no architecture: use one of {names}')

@@ -14,6 +14,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..layers.eca import adaptive_kernel_size
+from ..layers.options import is_positive, require
 from .rla_resnet import residual_branch
 from .train_mode import TrainReturnsSelf
 
@@ -47,10 +48,9 @@ class LightLayerAttention(BaseModule):
         super().__init__()
         if kernel_size is None:
             kernel_size = adaptive_kernel_size(channels)
-        if head_channels < 1 or channels % head_channels:
-            raise ValueError(f'head_channels={head_channels} is not allowed: it must divide the {channels} channels')
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f'kernel_size={kernel_size} is not allowed: it must be odd')
+        divides = is_positive(head_channels) and channels % head_channels == 0
+        require(divides, 'head_channels', head_channels, f'a divisor of the {channels} channels')
+        require(is_positive(kernel_size) and kernel_size % 2 == 1, 'kernel_size', kernel_size, 'odd')
         self.head_channels = head_channels
         self.query = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
         self.key = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)

@@ -12,6 +12,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..layers import pool_state
+from ..layers.options import is_positive, require
 from .train_mode import TrainReturnsSelf
 
 
@@ -98,8 +99,7 @@ class RLAResNet(TrainReturnsSelf, ResNet):
     """
 
     def __init__(self, depth: int, *, hidden_channels: int = 32, **kwargs) -> None:
-        if not isinstance(hidden_channels, int) or hidden_channels < 1:
-            raise ValueError(f'hidden_channels={hidden_channels!r} is not allowed: it must be a positive integer')
+        require(is_positive(hidden_channels), 'hidden_channels', hidden_channels, 'a positive integer')
         self.hidden_channels = hidden_channels  # the base class builds the stages in its constructor
         super().__init__(depth, **kwargs)
         self.cells = ModuleDict()

@@ -9,7 +9,9 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 from ..layers import STATE_LAYERS
-from .token_state import TokenStateMixin, is_index, require
+from ..layers.options import is_index, require
+from .families.pvt import ARCH_ZOO, PVT
+from .token_state import TokenStateMixin
 
 
 @MODELS.register_module()
@@ -48,15 +50,8 @@ class S6LAPVTv2(TokenStateMixin, PyramidVisionTransformerV2):
         (1, 256, 2, 3)
     """
 
-    # Layers and the ratios that differ from the base class's, as in mmdet's configs.
-    arch_zoo = {
-        'b0': dict(embed_dims=32, num_layers=[2, 2, 2, 2]),
-        'b1': dict(embed_dims=64, num_layers=[2, 2, 2, 2]),
-        'b2': dict(embed_dims=64, num_layers=[3, 4, 6, 3]),
-        'b3': dict(embed_dims=64, num_layers=[3, 4, 18, 3]),
-        'b4': dict(embed_dims=64, num_layers=[3, 8, 27, 3]),
-        'b5': dict(embed_dims=64, num_layers=[3, 6, 40, 3], mlp_ratios=[4, 4, 4, 4]),
-    }
+    family = PVT
+    arch_zoo = ARCH_ZOO
     num_extra_tokens = 0
 
     def __init__(

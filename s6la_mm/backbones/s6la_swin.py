@@ -10,7 +10,9 @@ from mmpretrain.models.backbones import SwinTransformer
 from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor
 
-from .token_state import TokenStateMixin, is_index, require
+from ..layers.options import is_index, require
+from .families.swin import SWIN
+from .token_state import TokenStateMixin
 
 
 class S6LASwin(TokenStateMixin, SwinTransformer):
@@ -49,6 +51,8 @@ class S6LASwin(TokenStateMixin, SwinTransformer):
         (1, 96, 18, 26)
         (1, 768, 3, 4)
     """
+
+    family = SWIN
 
     def __init__(
         self,

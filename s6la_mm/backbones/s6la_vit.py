@@ -10,8 +10,10 @@ from mmpretrain.models.backbones import VisionTransformer
 from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
 
+from ..layers.options import is_index, require
 from ..layers.window_attention import attend_in_windows
-from .token_state import TokenStateMixin, is_index, require
+from .families.vit import VIT
+from .token_state import TokenStateMixin
 
 
 class S6LAViT(TokenStateMixin, VisionTransformer):
@@ -57,6 +59,8 @@ class S6LAViT(TokenStateMixin, VisionTransformer):
         >>> tuple(out.shape)
         (1, 192, 10, 16)
     """
+
+    family = VIT
 
     def __init__(
         self,

@@ -14,17 +14,6 @@ from ..layers import S6LATokenCell, StateCarry, TokenRead, summary_token
 from .train_mode import TrainReturnsSelf
 
 
-def require(condition: bool, option: str, value: object, allowed: str) -> None:
-    """Raises a ValueError that names option, value and what is allowed unless ``condition``."""
-    if not condition:
-        raise ValueError(f'{option}={value!r} is not allowed: it must be {allowed}')
-
-
-def is_index(value: object, low: int, high: int) -> bool:
-    """Whether ``value`` is an integer in [low, high]."""
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-
-
 class TokenStateMixin(TrainReturnsSelf, PretrainedMixin):
     """Gives a transformer one cell per stage, one read per block and the path of the state; before the base class.
 
@@ -32,6 +21,7 @@ class TokenStateMixin(TrainReturnsSelf, PretrainedMixin):
     once per stage and :meth:`_layer` in place of each block.
     """
 
+    state_options = frozenset({'state_dim', 'discretization', 'input_norm', 'carry'})
     num_extra_tokens: int  # tokens before the patch tokens; set by the base class or the subclass
     with_cp = False
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..layers import STATE_LAYERS
-from .layouts import Layout, family_of, find_layout, layouts_of
+from .layouts import Layout, find_layout
 from .reading import Weights, without_wrappers
 from .surgery import TRANSFORMS, Item, Items, resize_state
 
@@ -110,8 +110,8 @@ def match_backbone(
 
     Args:
         weights (Weights): What :func:`read_weights` returns.
-        module (nn.Module): The backbone.
-        layout (str | Layout): Name of one of ``LAYOUTS``, or a layout. Defaults to ``'auto'``: found out by the keys.
+        module (nn.Module): The backbone; ``module.family`` has the layouts that it can be read from.
+        layout (str | Layout): Name of one of them, or a layout. Defaults to ``'auto'``: found out by the keys.
         prefix (str, optional): Where the backbone is in a whole model. Defaults to None: found out.
         fresh_reads (bool): Leave the reads of the checkpoint out. Defaults to False.
         change_state_dim (bool): Fit parameters of S6LA to another ``state_dim``. Defaults to False.
@@ -120,10 +120,10 @@ def match_backbone(
         Match: Tensors for the backbone, and the account.
 
     Raises:
-        ValueError: If no layout of the backbone's class fits, the backbone is there more than once, or the class
-            cannot fit a tensor of its own.
+        ValueError: If the module is no S6LA backbone, none of its layouts fits, it is in the checkpoint more than once,
+            or it cannot fit a tensor of its own.
     """
-    chosen, prefix = _choose_layout(weights.tensors, family_of(module), layout, prefix)
+    chosen, prefix = _choose_layout(weights.tensors, module, layout, prefix)
     items, entries = _renamed(weights, chosen, prefix)
     target = module.state_dict()
     state, extras = _new_prefixes(module)
@@ -134,7 +134,7 @@ def match_backbone(
         for key in [key for key in items if key.endswith('.read.weight')]:
             entries.append(_entry(items.pop(key), '', 'left out', 'reads start at zero'))
     if change_state_dim:
-        resize_state(items, target)
+        resize_state(items, module)
     items = _apply_hook(items, module, entries)
 
     # A file of an S6LA network has all of its parameters: a missing one means other options.
@@ -163,26 +163,29 @@ def match_backbone(
 
 
 def _choose_layout(
-    tensors: dict[str, Tensor], family: str, layout: str | Layout, prefix: str | None
+    tensors: dict[str, Tensor], module: nn.Module, layout: str | Layout, prefix: str | None
 ) -> tuple[Layout, str]:
+    name = type(module).__name__
+    if not hasattr(module, 'family'):
+        raise ValueError(f'{name} is no S6LA backbone: it has no family, whose layouts of checkpoints it could be of')
     if prefix:
         prefix = without_wrappers(prefix.rstrip('.') + '.')
-    candidates = layouts_of(family)
+    candidates = module.family.layouts
     if isinstance(layout, Layout):
-        if layout.backbone != family:
-            raise ValueError(f'layout {layout.name!r} is of {layout.backbone}, and the backbone is a {family}')
-        candidates = [layout]
+        if layout.backbone not in (cls.__name__ for cls in type(module).__mro__):
+            raise ValueError(f'layout {layout.name!r} is of {layout.backbone}, and the backbone is a {name}')
+        candidates = (layout,)
     elif layout != 'auto':
         names = [each.name for each in candidates]
         candidates = [each for each in candidates if each.name == layout]
         if not candidates:
-            raise ValueError(f'{layout!r} is no layout of {family}: use auto, {", ".join(names)}, or a JSON file')
+            raise ValueError(f'{layout!r} is no layout of {name}: use auto, {", ".join(names)}, or a JSON file')
     found = find_layout(tensors, candidates, prefix)
     if found is None:
         where = f'under prefix {prefix!r}, ' if prefix else ''
         wanted = ' or '.join(f'{each.markers} ({each.name})' for each in candidates)
         raise ValueError(
-            f'{where}the checkpoint is of no network that {family} can start from: the keys {wanted} are missing from '
+            f'{where}the checkpoint is of no network that {name} can start from: the keys {wanted} are missing from '
             f'the checkpoint, whose {len(tensors)} keys are {shortened(tensors)}. Give the checkpoint of another '
             'network, or prefix=... if the backbone is a part of a larger model'
         )

@@ -17,7 +17,10 @@ from .reading import read_weights
 
 
 class PretrainedMixin:
-    """Makes a backbone load ``Pretrained`` init_cfgs through :func:`load_pretrained`; put it before the base class."""
+    """Makes a backbone load ``Pretrained`` init_cfgs through :func:`load_pretrained`; put it before the base class.
+
+    The subclass sets ``family``, which has the ``layouts`` of checkpoints that it can start from.
+    """
 
     def _init_plain(self, loads_checkpoint: bool) -> None:
         super().init_weights()
@@ -60,7 +63,7 @@ def load_pretrained(
     Args:
         module (nn.Module): The backbone.
         checkpoint (str): Path, URL or ``torchvision://resnet50``: anything mmengine's CheckpointLoader takes, and
-            safetensors files; from OpenMMLab, torchvision, timm or the authors of the plain network (``LAYOUTS``).
+            safetensors files; from OpenMMLab, torchvision, timm or the authors of the plain network.
         prefix (str, optional): Where the backbone is in a whole model, ``'backbone.'`` in OpenMMLab's. Defaults to
             None: found out.
         map_location (str): Defaults to ``'cpu'``.

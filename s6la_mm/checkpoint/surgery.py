@@ -9,7 +9,9 @@ import re
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..layers import STATE_LAYERS
 
 
 @dataclass
@@ -107,7 +109,7 @@ TRANSFORMS = {
 }
 
 
-def resize_state(items: Items, target: dict[str, Tensor]) -> None:
+def resize_state(items: Items, module: nn.Module) -> None:
     """Fits the S6LA parameters of a checkpoint to another ``state_dim``.
 
     A smaller state keeps the channels that the readers read most, the same ones everywhere. A larger state keeps all:
@@ -116,64 +118,57 @@ def resize_state(items: Items, target: dict[str, Tensor]) -> None:
 
     Args:
         items (Items): The checkpoint, with the backbone's names; changed in place.
-        target (dict[str, Tensor]): The state dict of the new backbone, whose values the new channels get.
+        module (nn.Module): The new backbone, whose values the new channels get.
     """
+    target = module.state_dict()
     if 'initial_state' not in items or 'initial_state' not in target:
         return
     old, new = items['initial_state'].tensor.shape[0], target['initial_state'].shape[0]
     if old == new:
         return
-    is_map = 'cells.0.A_log' not in target  # the token cell's D is not N
-    kept = _most_read(items, old, new, is_map)
-    for key, item in items.items():
-        if key not in target or not (key.startswith(('initial_state', 'cells.')) or key.endswith('.read.weight')):
+    axes_of = {'initial_state': (0,)}
+    for name, layer in module.named_modules():
+        if isinstance(layer, STATE_LAYERS):
+            axes_of |= {f'{name}.{parameter}': axes for parameter, axes in layer.state_axes.items()}
+    kept = _most_read(items, old, new, axes_of)
+    for key, axes in axes_of.items():
+        if key not in items or key not in target:
             continue
-        axes = _state_axes(key, is_map)
+        item = items[key]
         tensor = item.tensor
-        expected = [old if axis in axes else size for axis, size in enumerate(target[key].shape)]
-        if not axes or list(tensor.shape) != expected:
+        if list(tensor.shape) != [old if axis in axes else size for axis, size in enumerate(target[key].shape)]:
             continue
         for axis in axes:
             tensor = tensor.index_select(axis, kept)
         if new > old:
-            tensor = _grown(key, tensor, target[key], old, is_map)
+            tensor = _grown(key, tensor, target[key], axes)
         item.tensor = tensor
         item.notes.append(f'state_dim {old} made {new}')
 
 
-def _state_axes(key: str, is_map: bool) -> tuple[int, ...]:
-    """Axes of a parameter that have state_dim entries."""
-    name = key.removesuffix('.weight').rpartition('.')[2]
-    if is_map:
-        one, both = ('initial_state', 'A_log', 'dt_bias', 'input_norm', 'in_proj'), ('dt_proj', 'B_proj')
-        return (0,) if name in one else (0, 1) if name in both else (1,) if name == 'read' else ()
-    return {'initial_state': (0,), 'A_log': (1,), 'B_proj': (0,), 'read': (0,)}.get(name, ())
-
-
-def _most_read(items: Items, old: int, new: int, is_map: bool) -> Tensor:
+def _most_read(items: Items, old: int, new: int, axes_of: dict[str, tuple[int, ...]]) -> Tensor:
     """Indices of the state channels to keep, in order."""
     if new > old:
         return torch.arange(old)
     reads = torch.zeros(old)
-    for key, item in items.items():
-        if key.endswith('.read.weight'):
-            weight = item.tensor.float() if not is_map else item.tensor.float().transpose(0, 1)
-            reads += weight.flatten(1).square().sum(1)
+    for key, axes in axes_of.items():
+        if key.endswith('.read.weight') and key in items:
+            reads += items[key].tensor.float().movedim(axes[0], 0).flatten(1).square().sum(1)
     return reads.topk(new).indices.sort().values
 
 
-def _grown(key: str, tensor: Tensor, fresh: Tensor, old: int, is_map: bool) -> Tensor:
+def _grown(key: str, tensor: Tensor, fresh: Tensor, axes: tuple[int, ...]) -> Tensor:
     """The old values in the first channels, fresh ones behind them."""
     grown = fresh.to(tensor.dtype).clone()
-    new = grown.shape[_state_axes(key, is_map)[0]]
+    old, new = tensor.shape[axes[0]], grown.shape[axes[0]]
     if key.endswith('.read.weight'):
         grown.zero_()
-    elif is_map and key.endswith('.in_proj.weight'):
+    elif key.endswith('.in_proj.weight'):
         # Small beside the old ones, as the RMS norm averages over all channels.
         grown.mul_(1e-3)
-    elif is_map and key.endswith(('.dt_proj.weight', '.B_proj.weight')):
+    elif len(axes) == 2:
         grown[:old].zero_()  # what the old channels write does not depend on the new ones
-    elif is_map and key.endswith('.input_norm.weight'):
+    elif key.endswith('.input_norm.weight'):
         # The mean of squares over more channels is smaller by old / new.
         tensor = tensor * (old / new) ** 0.5
     grown[tuple(slice(size) for size in tensor.shape)] = tensor

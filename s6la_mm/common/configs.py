@@ -11,11 +11,8 @@ from mmengine.model import is_model_wrapper, revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from ..backbones.architectures import architectures
+from ..backbones.families import FAMILIES
 from .errors import UsageError
-
-# Options of S6LA alone; what the plain network does not know besides is named to the user.
-_STATE_OPTIONS = {'state_dim', 'discretization', 'input_norm', 'carry', 'stage_with_state', 'out_state'}
 
 
 def build_model(cfg: Config) -> nn.Module:
@@ -54,25 +51,20 @@ def plain_config(cfg: Config) -> tuple[Config, list[str]]:
         >>> plain_config(cfg)[0].model.backbone
         {'depth': 50, 'type': 'mmdet.ResNet'}
     """
-    if not is_s6la(cfg):
-        kind = cfg.model.get('backbone', {}).get('type')
+    options = copy.deepcopy(dict(cfg.model.get('backbone', {})))
+    kind = options.pop('type', None)
+    family = next((family for family in FAMILIES if family.name == str(kind).rpartition('.')[2]), None)
+    if family is None:
         raise UsageError(f'the backbone {kind!r} is no S6LA backbone, so there is no plain network to compare it with')
-    options = copy.deepcopy(cfg.model.backbone.to_dict())
-    name = options.pop('type').rpartition('.')[2]
-    rows = [row for row in architectures().values() if row.s6la.__name__ == name]
-    s6la, plain = rows[0].s6la, rows[0].plain
-    if options.get('groups', 1) > 1:
-        plain = next(row.plain for row in rows if 'groups' in row.options)
-    elif name == 'S6LAResNet' and cfg.get('default_scope') == 'mmseg':
-        plain = MODELS.get('mmseg.ResNet')  # which knows multi_grid and contract_dilation
+    scope = cfg.get('default_scope')
+    s6la, plain = family.load(), family.load_plain(options, scope)
     if hasattr(s6la, 'arch_zoo') and isinstance(options.get('arch'), str) and 'arch' not in _known(plain):
         options = {**s6la.arch_zoo[options.pop('arch')], **options}
-    unknown = options.keys() & (inspect.signature(s6la.__init__).parameters.keys() - _known(plain))
+    unknown = options.keys() & (_known(s6la) - _known(plain))
     kept = {key: value for key, value in options.items() if key not in unknown}
     result = copy.deepcopy(cfg)
-    kept['type'] = f'{plain.__module__.partition(".")[0]}.{plain.__name__}'
-    result.model.backbone = ConfigDict(kept)
-    return result, sorted(unknown - _STATE_OPTIONS)
+    result.model.backbone = ConfigDict(kept, type=family.plain_type(options, scope))
+    return result, sorted(unknown - s6la.state_options)
 
 
 def _known(cls: type) -> set[str]:

@@ -19,7 +19,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..backbones.architectures import architectures, find_architecture, on_meta_device
-from ..checkpoint.layouts import family_of, find_layout, layouts_of, read_layout
+from ..checkpoint.layouts import find_layout, read_layout
 from ..checkpoint.matching import (
     CLASS_HEAD,
     NO_PLACE,
@@ -37,7 +37,7 @@ from ..version import __version__
 from .verify import largest_difference
 
 TARGETS = ('backbone', 'classifier', 'detector')
-DTYPES = dict(float32=torch.float32, float16=torch.float16, bfloat16=torch.bfloat16)
+STORAGE_TYPES = ('float32', 'float16', 'bfloat16')
 TOLERANCE = 1e-5  # of what rounding may make; measured: below 1e-6 for all families
 # A larger state: the eps of the map cell's norm weighs more beside a mean over more channels. Measured: 3e-4.
 TOLERANCE_LARGER_STATE = 1e-3
@@ -186,9 +186,9 @@ def convert_checkpoint(
                 f'{difference:.1e}, more than {tolerance:.0e}. '
                 + ('A smaller state_dim does that' if resized else f'Is it of another architecture than {arch}?')
             )
-    state = _place(state, to, match, weights, family_of(backbone))
+    state = _place(state, to, match, weights, backbone.family.head)
     if dtype is not None:
-        state = {k: v.to(DTYPES[dtype]) if v.is_floating_point() else v for k, v in state.items()}
+        state = {k: v.to(getattr(torch, dtype)) if v.is_floating_point() else v for k, v in state.items()}
         check_finite(f'{source}, cast to {dtype},', state)
     meta = dict(
         source=osp.basename(source),
@@ -208,8 +208,8 @@ def convert_checkpoint(
 def _check_arguments(source: str, destination: str, to: str, dtype: str | None) -> None:
     if to not in TARGETS:
         raise ValueError(f'to={to!r} is not one of {TARGETS}')
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f'dtype={dtype!r} is not one of {tuple(DTYPES)}')
+    if dtype is not None and dtype not in STORAGE_TYPES:
+        raise ValueError(f'dtype={dtype!r} is not one of {STORAGE_TYPES}')
     if not destination.endswith('.pth'):
         raise ValueError(f'the file to write, {destination}, must end in .pth')
     if osp.exists(destination) and osp.exists(source) and osp.samefile(source, destination):
@@ -227,7 +227,7 @@ def guess_architectures(weights: Weights) -> list[str]:
     guesses = []
     for architecture in architectures().values():
         try:
-            if find_layout(weights.tensors, layouts_of(architecture.s6la.__name__)) is None:
+            if find_layout(weights.tensors, architecture.family.layouts) is None:
                 continue
             with on_meta_device():
                 backbone = architecture.s6la(**architecture.options)
@@ -239,7 +239,7 @@ def guess_architectures(weights: Weights) -> list[str]:
     return guesses
 
 
-def _place(state: dict[str, Tensor], to: str, match: Match, weights: Weights, family: str) -> dict[str, Tensor]:
+def _place(state: dict[str, Tensor], to: str, match: Match, weights: Weights, head: str) -> dict[str, Tensor]:
     """The backbone within the model that is wanted, with what else the source has for it; completes the entries."""
     if to == 'backbone':
         return state
@@ -250,7 +250,7 @@ def _place(state: dict[str, Tensor], to: str, match: Match, weights: Weights, fa
         if entry.target:
             match.entries[i] = replace(entry, target=f'backbone.{entry.target}')
             continue
-        name = _new_name(entry, to, root, match, family)
+        name = _new_name(entry, to, root, match, head)
         if name in kept:
             raise ValueError(f'the class head has more than one layer, {entry.source} is one: convert to a backbone')
         if name:
@@ -263,7 +263,7 @@ def _place(state: dict[str, Tensor], to: str, match: Match, weights: Weights, fa
     return placed | kept
 
 
-def _new_name(entry: Entry, to: str, root: str, match: Match, family: str) -> str | None:
+def _new_name(entry: Entry, to: str, root: str, match: Match, head: str) -> str | None:
     """What a tensor beside the backbone is called in the model; None if it has no place there."""
     inside = entry.source[len(root) :] if entry.source.startswith(root) else ''
     if to == 'detector':
@@ -274,7 +274,7 @@ def _new_name(entry: Entry, to: str, root: str, match: Match, family: str) -> st
         kind = _HEAD.fullmatch(inside)[1]
     else:
         return None
-    return f'head.layers.head.{kind}' if family == 'S6LAViT' else f'head.fc.{kind}'
+    return f'{head}.{kind}'
 
 
 def sha256(path: str) -> str:

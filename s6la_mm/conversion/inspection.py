@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..checkpoint.layouts import LAYOUTS, find_layout, layouts_of
+from ..backbones.families import FAMILIES
+from ..checkpoint.layouts import find_layout
 from ..checkpoint.reading import read_weights
 from .convert import guess_architectures
 
@@ -95,14 +96,14 @@ def compare(first: str, second: str, *, ema: bool = False) -> dict[str, Any]:
 
 def _layouts(tensors: dict[str, Tensor]) -> list[dict[str, str]]:
     found = []
-    for backbone in dict.fromkeys(layout.backbone for layout in LAYOUTS):
+    for family in FAMILIES:
         try:
-            match = find_layout(tensors, layouts_of(backbone))
+            match = find_layout(tensors, family.layouts)
         except ValueError as error:
-            found.append(dict(backbone=backbone, problem=str(error)))
+            found.append(dict(backbone=family.name, problem=str(error)))
             continue
         if match is not None:
-            found.append(dict(backbone=backbone, name=match[0].name, prefix=match[1]))
+            found.append(dict(backbone=family.name, name=match[0].name, prefix=match[1]))
     return found
 
 

@@ -4,7 +4,8 @@ from .eca import ECALayer
 from .map_cell import S6LAMapCell, StateRead, pool_state
 from .token_cell import S6LATokenCell, StateCarry, TokenRead, summary_token
 
-# The layers that hold parameters of the state, which plain checkpoints do not have.
+# The layers that hold parameters of the state, which plain checkpoints do not have. Each says in ``state_axes`` which
+# axes of its parameters have state_dim entries.
 STATE_LAYERS = (S6LAMapCell, StateRead, S6LATokenCell, TokenRead, StateCarry)
 
 __all__ = [

@@ -7,6 +7,8 @@ import math
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from .options import is_positive, require
+
 
 def adaptive_kernel_size(channels: int) -> int:
     """Size of a 1D convolution over channels (ECA, arXiv 1910.03151, eq. 12): the odd number after (log2(C) + 1) / 2.
@@ -47,8 +49,8 @@ class ECALayer(nn.Module):
         super().__init__()
         if kernel_size is None:
             kernel_size = adaptive_kernel_size(in_channels)
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f'kernel_size={kernel_size} must be a positive odd number')
+        is_odd = is_positive(kernel_size) and kernel_size % 2 == 1
+        require(is_odd, 'kernel_size', kernel_size, 'a positive odd number')
         self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -6,12 +6,15 @@ docs/definition.md (after Liu et al., "From Layers to States", ICLR 2025, arXiv 
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..ops import selective_update
+from .options import require
 from .state_parameters import at_least_float32, check_cell_options, reset_state_parameters, rms_norm
 
 
@@ -38,9 +41,10 @@ class StateRead(nn.Conv2d):
         torch.Size([2, 128, 8, 10])
     """
 
+    state_axes: ClassVar = {'weight': (1,)}
+
     def __init__(self, state_dim: int, conv: nn.Conv2d, read_init: str = 'zero') -> None:
-        if read_init not in ('zero', 'kaiming'):
-            raise ValueError(f"read_init={read_init!r} is not allowed: it must be 'zero' or 'kaiming'")
+        require(read_init in ('zero', 'kaiming'), 'read_init', read_init, "'zero' or 'kaiming'")
         self.read_init = read_init  # the base class initialises in its constructor
         super().__init__(
             state_dim,
@@ -133,6 +137,15 @@ class S6LAMapCell(BaseModule):
         >>> cell(torch.rand(2, 256, 14, 14), torch.zeros(2, 32, 14, 14)).shape
         torch.Size([2, 32, 14, 14])
     """
+
+    state_axes: ClassVar = {
+        'in_proj.weight': (0,),
+        'input_norm.weight': (0,),
+        'dt_proj.weight': (0, 1),
+        'B_proj.weight': (0, 1),
+        'A_log': (0,),
+        'dt_bias': (0,),
+    }
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import DISCRETIZATIONS
+from .options import is_positive, require
 
 INPUT_NORMS = ('rms', None)
 
@@ -18,14 +19,11 @@ def check_cell_options(
     state_dim: int, discretization: str, input_norm: str | None, dt_range: tuple[float, float]
 ) -> None:
     """Raises a ValueError that names option, value and allowed values if an option of a cell is not allowed."""
-    if not isinstance(state_dim, int) or state_dim < 1:
-        raise ValueError(f'state_dim={state_dim!r} must be a positive integer')
-    if discretization not in DISCRETIZATIONS:
-        raise ValueError(f'discretization={discretization!r} is not one of {DISCRETIZATIONS}')
-    if input_norm not in INPUT_NORMS:
-        raise ValueError(f'input_norm={input_norm!r} is not one of {INPUT_NORMS}')
-    if not isinstance(dt_range, Sequence) or len(dt_range) != 2 or not 0 < dt_range[0] <= dt_range[1]:
-        raise ValueError(f'dt_range={dt_range!r} must be two positive numbers, the smaller one first')
+    require(is_positive(state_dim), 'state_dim', state_dim, 'a positive integer')
+    require(discretization in DISCRETIZATIONS, 'discretization', discretization, f'one of {DISCRETIZATIONS}')
+    require(input_norm in INPUT_NORMS, 'input_norm', input_norm, f'one of {INPUT_NORMS}')
+    is_range = isinstance(dt_range, Sequence) and len(dt_range) == 2 and 0 < dt_range[0] <= dt_range[1]
+    require(is_range, 'dt_range', dt_range, 'two positive numbers, the smaller one first')
 
 
 @torch.no_grad()

@@ -6,6 +6,8 @@ It knows tokens, not backbones. The equations are the two steps of "On tokens" i
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
@@ -42,6 +44,8 @@ class S6LATokenCell(BaseModule):
         >>> cell(torch.rand(2, 192), torch.zeros(2, 192, 16)).shape
         torch.Size([2, 192, 16])
     """
+
+    state_axes: ClassVar = {'A_log': (1,), 'B_proj.weight': (0,)}
 
     def __init__(
         self,
@@ -124,6 +128,8 @@ class TokenRead(nn.Linear):
         torch.Size([2, 197, 192])
     """
 
+    state_axes: ClassVar = {'weight': (0,)}
+
     def __init__(self, channels: int, state_dim: int) -> None:
         super().__init__(channels, state_dim, bias=False)
 
@@ -165,6 +171,8 @@ class StateCarry(nn.Linear):
         >>> StateCarry(96, 192)(torch.rand(2, 96, 16)).shape
         torch.Size([2, 192, 16])
     """
+
+    state_axes: ClassVar = {}
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, bias=False)

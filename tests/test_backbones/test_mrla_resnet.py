@@ -99,7 +99,7 @@ def test_frozen_stages_freeze_the_attention():
 
 
 def test_heads_that_do_not_divide_the_channels():
-    with pytest.raises(ValueError, match='head_channels=32 is not allowed: it must divide the 8 channels'):
+    with pytest.raises(ValueError, match='head_channels=32 is not allowed: it must be a divisor of the 8 channels'):
         MRLAResNet(18, base_channels=8)
     with pytest.raises(ValueError, match='kernel_size=2'):
         LightLayerAttention(32, kernel_size=2)

@@ -15,6 +15,7 @@ import torch
 from distributed_run import train
 from tool_runner import ROOT, TOOLS, check, environment, run
 
+from s6la_mm.backbones.families import FAMILIES
 from s6la_mm.datasets import generate_shapes
 from s6la_mm.engine.fsdp import s6la_wrap_policy
 
@@ -78,12 +79,9 @@ def test_sharded_training_is_the_same_and_resumes(tmp_path, shapes):
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
 
-@pytest.mark.parametrize('name', ['S6LAResNet', 'S6LAViT', 'S6LASwin', 'S6LAPVTv2'])
-def test_a_backbone_is_one_unit(name):
-    from s6la_mm import backbones
-
-    options = dict(S6LAResNet=dict(depth=18), S6LAViT=dict(arch='deit-tiny'), S6LASwin=dict(arch='tiny'))
-    backbone = getattr(backbones, name)(**options.get(name, {}))
+@pytest.mark.parametrize('family', FAMILIES, ids=lambda family: family.name)
+def test_a_backbone_is_one_unit(family):
+    backbone = family.load()(**family.small)
     assert s6la_wrap_policy(backbone, recurse=False, nonwrapped_numel=0)
     assert not any(s6la_wrap_policy(m, False, 0) for n, m in backbone.named_modules() if n)
     assert s6la_wrap_policy(torch.nn.Linear(1, 1), recurse=True, nonwrapped_numel=0)

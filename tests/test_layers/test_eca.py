@@ -55,7 +55,7 @@ def test_gradient_and_autocast():
 
 @pytest.mark.parametrize('kernel_size', [0, 2, 4, -1])
 def test_wrong_kernel_size(kernel_size):
-    with pytest.raises(ValueError, match=f'kernel_size={kernel_size} must be a positive odd number'):
+    with pytest.raises(ValueError, match=f'kernel_size={kernel_size} is not allowed: it must be a positive odd number'):
         ECALayer(16, kernel_size)
 
 

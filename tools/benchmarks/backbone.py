@@ -11,14 +11,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
 from unittest import mock
 
 import torch
-from mmdet.models import ResNet
 from torch import nn
 
-from s6la_mm.backbones import RLAResNet
 from s6la_mm.backbones.architectures import architectures
 from s6la_mm.benchmarks.timing import (
     PeakMemory,
@@ -31,31 +28,10 @@ from s6la_mm.benchmarks.timing import (
 from s6la_mm.layers import StateRead, TokenRead
 from s6la_mm.ops import extension
 
-DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
 MODELS = architectures()
+TYPES = ('float32', 'bfloat16', 'float16')
 PASSES = {'forward, eval': False, 'forward + backward': True}
 RATIOS = (('S6LA', 'plain'), ('RLA', 'plain'), ('S6LA', 'RLA'))
-
-
-class Family(NamedTuple):
-    """What a family of backbones is measured with."""
-
-    networks: tuple[str, ...]
-    shape: tuple[int, int, int, int]
-    layout: str
-    options: dict
-
-
-RESNETS = Family(('plain', 'S6LA', 'RLA'), (2, 3, 320, 320), 'channels_last', dict(norm_eval=False))
-TRANSFORMERS = Family(('plain', 'S6LA'), (2, 3, 224, 224), 'contiguous', dict(drop_path_rate=0.0))
-
-
-def family_of(arch: str) -> Family:
-    """The family of one of ``MODELS``."""
-    plain = MODELS[arch].plain
-    if not issubclass(plain, ResNet):
-        return TRANSFORMERS
-    return RESNETS if plain is ResNet else RESNETS._replace(networks=('plain', 'S6LA'))  # no RLA-ResNeXt
 
 
 def parse_args() -> argparse.Namespace:
@@ -63,12 +39,16 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--arch', nargs='+', default=['r50'], choices=MODELS, metavar='ARCH', help=', '.join(MODELS))
     parser.add_argument(
-        '--shape', type=int, nargs=4, metavar=('B', 'C', 'H', 'W'), help='default: 2 3 320 320, or 224 224 if no ResNet'
+        '--shape',
+        type=int,
+        nargs=4,
+        metavar=('B', 'C', 'H', 'W'),
+        help='default: 2 3 320 320, or 224 224 if no ResNet',
     )
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--dtype', choices=DTYPES, default='float32', help='other than float32: under autocast')
+    parser.add_argument('--dtype', choices=TYPES, default='float32', help='other than float32: under autocast')
     parser.add_argument(
-        '--layout', choices=['channels_last', 'contiguous'], help='default: channels_last, transformers contiguous'
+        '--layout', choices=['channels_last', 'contiguous'], help='default: channels_last for ResNets, else contiguous'
     )
     parser.add_argument('--threads', type=int, default=torch.get_num_threads(), help='CPU threads')
     parser.add_argument('--rounds', type=int, default=10, help='timed rounds after 2 that are not counted')
@@ -99,18 +79,24 @@ def describe_update(args: argparse.Namespace) -> str:
     return f'the PyTorch formula: NOT COMPILED for {args.device} ({extension.load_error() or "built without it"})'
 
 
+def input_of(arch: str, args: argparse.Namespace) -> tuple[tuple[int, ...], str]:
+    """Shape and memory layout of the images."""
+    family = MODELS[arch].family
+    layout = args.layout or ('channels_last' if family.channels_last else 'contiguous')
+    return tuple(args.shape or (2, 3, family.image_size, family.image_size)), layout
+
+
 def build(name: str, arch: str, args: argparse.Namespace) -> tuple[nn.Module, torch.Tensor]:
-    """Builds one of the networks of a family, and its input."""
+    """Builds one of the networks of an architecture, and its input."""
     torch.manual_seed(0)
-    model, family = MODELS[arch], family_of(arch)
-    shape = args.shape or family.shape
-    cls = dict(plain=model.plain, S6LA=model.s6la, RLA=RLAResNet)[name]
+    model = MODELS[arch]
+    shape, layout = input_of(arch, args)
     images = torch.rand(*shape)
-    backbone = cls(in_channels=shape[1], **model.options, **family.options)
+    backbone = model.networks[name](in_channels=shape[1], **model.options, **model.family.measured_with)
     for module in backbone.modules():
         if isinstance(module, (StateRead, TokenRead)):  # which start at zero
             nn.init.normal_(module.weight, std=0.02)
-    if (args.layout or family.layout) == 'channels_last':
+    if layout == 'channels_last':
         backbone, images = (
             backbone.to(memory_format=torch.channels_last),
             images.to(memory_format=torch.channels_last),
@@ -121,7 +107,7 @@ def build(name: str, arch: str, args: argparse.Namespace) -> tuple[nn.Module, to
 def step(backbone: nn.Module, images: torch.Tensor, args: argparse.Namespace, backward: bool) -> None:
     """One forward pass in inference mode, or one forward and backward pass in training mode."""
     backbone.train(backward)
-    autocast = torch.autocast(images.device.type, DTYPES[args.dtype], enabled=args.dtype != 'float32')
+    autocast = torch.autocast(images.device.type, getattr(torch, args.dtype), enabled=args.dtype != 'float32')
     with torch.inference_mode(not backward), autocast:
         outs = backbone(images)
     if backward:
@@ -155,13 +141,13 @@ def training_memory(name: str, arch: str, args: argparse.Namespace) -> float:
 
 def describe_input(arch: str, args: argparse.Namespace) -> str:
     """Shape and layout of what is measured."""
-    family = family_of(arch)
-    return f'{tuple(args.shape or family.shape)}, {args.layout or family.layout}'
+    shape, layout = input_of(arch, args)
+    return f'{shape}, {layout}'
 
 
 def print_comparison(arch: str, args: argparse.Namespace) -> None:
     """Prints the table of one arch's networks."""
-    names = family_of(arch).networks
+    names = list(MODELS[arch].networks)
     pairs = [pair for pair in RATIOS if set(pair) <= set(names)]
     print(f'\n{MODELS[arch].title}, {describe_input(arch, args)}')
     titles = ''.join(f'{f"{a} / {b}":<25}' for a, b in pairs)
@@ -179,7 +165,7 @@ def print_comparison(arch: str, args: argparse.Namespace) -> None:
 def print_scaling(args: argparse.Namespace) -> None:
     """Prints two tables: a growing image and a growing depth, with the time per megapixel and per block that reads."""
     first = args.arch[0]
-    batch, channels = (args.shape or family_of(first).shape)[:2]
+    batch, channels, *_ = input_of(first, args)[0]
     sizes = [
         (f'{size} x {size}', batch * size**2 / 1e6, first, dict(shape=[batch, channels, size, size]))
         for size in args.sizes

@@ -13,7 +13,7 @@ import os
 from mmengine.config import DictAction
 
 from s6la_mm.common.cli import checkpoint_errors
-from s6la_mm.conversion.convert import DTYPES, TARGETS, convert_checkpoint
+from s6la_mm.conversion.convert import STORAGE_TYPES, TARGETS, convert_checkpoint
 
 
 def parse_args() -> argparse.Namespace:
@@ -32,7 +32,7 @@ def parse_args() -> argparse.Namespace:
         '--options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='of the backbone, e.g. state_dim=64'
     )
     parser.add_argument('--fresh-reads', action='store_true', help='start the reads at zero though SRC has some')
-    parser.add_argument('--dtype', choices=DTYPES, help='store weights as (default: as in SRC)')
+    parser.add_argument('--dtype', choices=STORAGE_TYPES, help='store weights as (default: as in SRC)')
     parser.add_argument('--allow-partial', action='store_true', help='write DST though tensors do not match')
     parser.add_argument('--verify', action='store_true', help='run both networks on the same images')
     parser.add_argument('--publish', action='store_true', help="append the start of the file's SHA-256 to its name")
