@@ -19,7 +19,7 @@ from timm.models.resnet import Bottleneck as TimmBottleneck  # noqa: E402
 from timm.models.resnet import ResNet as TimmResNet  # noqa: E402
 from timm.models.swin_transformer import SwinTransformer as TimmSwin  # noqa: E402
 from timm.models.vision_transformer import VisionTransformer as TimmViT  # noqa: E402
-from token_backbones import randomize  # noqa: E402
+from backbone_checks import randomize  # noqa: E402
 
 from s6la_mm.backbones import S6LAPVTv2, S6LAResNet, S6LASwin, S6LAViT  # noqa: E402
 

@@ -3,7 +3,7 @@
 import runpy
 
 import pytest
-from token_backbones import parameters_on_meta
+from backbone_checks import parameters_on_meta
 from tool_runner import ROOT
 
 from s6la_mm.backbones import S6LASwin

@@ -133,6 +133,8 @@ class S6LAResNet(MapStateMixin, ResNet):
         fits = is_index(self.frozen_stages, -1, self.num_stages)
         require(fits, 'frozen_stages', self.frozen_stages, f'from -1 to num_stages={self.num_stages}')
         require(self.style in ('pytorch', 'caffe'), 'style', self.style, "'pytorch' or 'caffe'")
+        has_dcn = self.dcn is None or self.block is Bottleneck
+        require(has_dcn, 'dcn', self.dcn, f'None at depth {depth}: it needs depth 50 or more')
 
     def make_res_layer(self, block: type, **kwargs) -> ResLayer:
         """Builds a stage, out of blocks that read the state where the stage carries it."""

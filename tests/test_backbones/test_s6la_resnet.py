@@ -356,7 +356,7 @@ PLUGIN = dict(cfg=dict(type='ECALayer'), position='after_conv3')
         (dict(groups=32, base_width=0), 'base_width=0.*'),
         (dict(depth=18, groups=32), 'groups=32.*depth 18.*50'),
         (dict(depth=18, plugins=[PLUGIN]), 'S6LAResNet cannot be built with depth=18, .*plugins=.*Not implemented yet'),
-        (dict(depth=18, dcn=dict(type='DCN')), 'S6LAResNet cannot be built with depth=18, .*dcn=.*Not implemented yet'),
+        (dict(depth=18, dcn=dict(type='DCN')), 'dcn=.*depth 18.*50'),
         (
             dict(dcn=dict(type='DCN'), stage_with_dcn=(True,)),
             r'S6LAResNet cannot be built with .*stage_with_dcn=\(True,\)',

@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine.model import BaseModule, Sequential
 from mmengine.registry import MODELS, DefaultScope
-from token_backbones import (
+from backbone_checks import (
     assert_bf16_autocast_is_close,
     assert_neutral,
     assert_state_is_initialised,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from mmdet.models.backbones import PyramidVisionTransformerV2
-from token_backbones import images, is_state_key, randomize
+from backbone_checks import images, is_state_key, randomize
 
 from s6la_mm.backbones import S6LAPVTv2
 from s6la_mm.checkpoint import load_pretrained

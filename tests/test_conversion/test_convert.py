@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 from checkpoint_sources import PVT, SOURCES, SWIN, VIT, make_source, rla_state
-from token_backbones import randomize
+from backbone_checks import randomize
 from torch import nn
 
 import s6la_mm.conversion.convert as module

@@ -1,4 +1,4 @@
-"""What the tests of S6LAViT, S6LASwin and S6LAPVTv2 share."""
+"""What the tests of the backbones share: generic weights, and what must hold for all of them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from s6la_mm.layers import S6LATokenCell, StateCarry, TokenRead
+from s6la_mm.layers import S6LAMapCell, S6LATokenCell, StateCarry, StateRead, TokenRead
 from s6la_mm.ops import selective_update
 
 STATE_KEYS = ('initial_state', 'cells.', 'carries.')
+READS = (StateRead, TokenRead)
+CELLS = (S6LAMapCell, S6LATokenCell)
 
 
 def is_state_key(key: str) -> bool:
@@ -31,7 +33,7 @@ def randomize(module: nn.Module, reads: bool = True, seed: int = 0) -> nn.Module
         for parameter in module.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.add_(noise * (0.2 if parameter.dim() == 1 else 0.5 / math.sqrt(parameter[0].numel())))
-        for read in (m for m in module.modules() if isinstance(m, TokenRead)):
+        for read in (m for m in module.modules() if isinstance(m, READS)):
             noise = torch.randn(read.weight.shape, generator=generator)
             read.weight.copy_(noise * (0.3 if reads else 0.0))
     return module
@@ -69,7 +71,7 @@ def assert_neutral(plain: nn.Module, s6la: nn.Module, x: Tensor) -> None:
         if parameter.grad is not None:  # a plain network may have unused ones, norms of stages that are no output
             torch.testing.assert_close(gradients[key], parameter.grad, rtol=1e-3, atol=1e-5, msg=key)
     with torch.no_grad():
-        for read in (m for m in s6la.modules() if isinstance(m, TokenRead)):
+        for read in (m for m in s6la.modules() if isinstance(m, READS)):
             nn.init.normal_(read.weight)
             assert (s6la(x)[-1] - expected[-1]).abs().max() > 1e-4 * expected[-1].abs().max()
             nn.init.zeros_(read.weight)
@@ -109,7 +111,7 @@ def assert_with_cp_changes_nothing(network: nn.Module, checkpointed: nn.Module, 
     for net in (network.train(), checkpointed.train()):
         calls = []
         for module in net.modules():
-            if isinstance(module, (S6LATokenCell, TokenRead)):
+            if isinstance(module, (*CELLS, *READS)):
                 module.register_forward_pre_hook(lambda *args, calls=calls: calls.append(1))
         outs = net(x)
         forward = len(calls)
@@ -124,7 +126,7 @@ def assert_with_cp_changes_nothing(network: nn.Module, checkpointed: nn.Module, 
 def assert_bf16_autocast_is_close(network: nn.Module, x: Tensor) -> None:
     randomize(network).eval()
     for module in network.modules():  # ten times the plain network's residuals would only measure those
-        if isinstance(module, TokenRead):
+        if isinstance(module, READS):
             module.weight.data.mul_(0.3)
     expected = network(x)
     with torch.autocast('cpu', dtype=torch.bfloat16):
@@ -139,16 +141,16 @@ def assert_state_is_initialised(network: nn.Module) -> None:
     """After init_weights, under whatever init_cfg: reads at zero, cells and carries as they initialise themselves."""
     assert network.initial_state.eq(0).all()
     for module in network.modules():
-        if isinstance(module, TokenRead):
+        if isinstance(module, READS):
             assert module.weight.eq(0).all()
         elif isinstance(module, StateCarry):
             assert 0.8 < module.weight.abs().max() * math.sqrt(module.in_features) <= 1
-        elif isinstance(module, S6LATokenCell):
+        elif isinstance(module, CELLS):
             rates = module.A_log.detach().exp()
-            torch.testing.assert_close(rates, torch.arange(1.0, rates.shape[1] + 1).expand_as(rates))
+            torch.testing.assert_close(rates, torch.arange(1.0, rates.shape[-1] + 1).expand_as(rates))
             dt = nn.functional.softplus(module.dt_bias)
             assert dt.min() >= 0.999e-3 and dt.max() <= 1.001e-1
-            assert 0.8 < module.dt_proj.weight.abs().max() * math.sqrt(module.dt_proj.in_features) <= 1
+            assert 0.8 < module.dt_proj.weight.abs().max() * math.sqrt(module.dt_proj.weight.shape[1]) <= 1.001
 
 
 def parameters_on_meta(network_class: type, **options) -> dict[str, int]:
