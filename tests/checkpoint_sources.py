@@ -14,12 +14,12 @@ from torch import nn
 pytest.importorskip('mmpretrain')
 timm = pytest.importorskip('timm')
 import torchvision  # noqa: E402
+from backbone_checks import randomize  # noqa: E402
 from timm.models.pvt_v2 import PyramidVisionTransformerV2 as TimmPVT  # noqa: E402
 from timm.models.resnet import Bottleneck as TimmBottleneck  # noqa: E402
 from timm.models.resnet import ResNet as TimmResNet  # noqa: E402
 from timm.models.swin_transformer import SwinTransformer as TimmSwin  # noqa: E402
 from timm.models.vision_transformer import VisionTransformer as TimmViT  # noqa: E402
-from backbone_checks import randomize  # noqa: E402
 
 from s6la_mm.backbones import S6LAPVTv2, S6LAResNet, S6LASwin, S6LAViT  # noqa: E402
 

@@ -4,10 +4,6 @@ import copy
 
 import pytest
 import torch
-from mmdet.models.backbones import PyramidVisionTransformerV2
-from mmengine.hub import get_config
-from mmengine.model import BaseModule, Sequential
-from mmengine.registry import MODELS, DefaultScope
 from backbone_checks import (
     assert_bf16_autocast_is_close,
     assert_neutral,
@@ -21,6 +17,10 @@ from backbone_checks import (
     parameters_on_meta,
     randomize,
 )
+from mmdet.models.backbones import PyramidVisionTransformerV2
+from mmengine.hub import get_config
+from mmengine.model import BaseModule, Sequential
+from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from s6la_mm.backbones import S6LAPVTv2

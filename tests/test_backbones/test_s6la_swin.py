@@ -4,8 +4,6 @@ import copy
 
 import pytest
 import torch
-from mmengine.model import BaseModule, Sequential
-from mmengine.registry import MODELS, DefaultScope
 from backbone_checks import (
     assert_bf16_autocast_is_close,
     assert_neutral,
@@ -19,6 +17,8 @@ from backbone_checks import (
     parameters_on_meta,
     randomize,
 )
+from mmengine.model import BaseModule, Sequential
+from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 SwinTransformer = pytest.importorskip('mmpretrain.models').SwinTransformer

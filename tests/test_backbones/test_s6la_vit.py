@@ -6,8 +6,6 @@ import sys
 
 import pytest
 import torch
-from mmengine.model import BaseModule, Sequential
-from mmengine.registry import MODELS, DefaultScope
 from backbone_checks import (
     assert_bf16_autocast_is_close,
     assert_neutral,
@@ -21,6 +19,8 @@ from backbone_checks import (
     parameters_on_meta,
     randomize,
 )
+from mmengine.model import BaseModule, Sequential
+from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 VisionTransformer = pytest.importorskip('mmpretrain.models').VisionTransformer

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from mmdet.models.backbones import PyramidVisionTransformerV2
 from backbone_checks import images, is_state_key, randomize
+from mmdet.models.backbones import PyramidVisionTransformerV2
 
 from s6la_mm.backbones import S6LAPVTv2
 from s6la_mm.checkpoint import load_pretrained

@@ -6,8 +6,8 @@ import re
 
 import pytest
 import torch
-from checkpoint_sources import PVT, SOURCES, SWIN, VIT, make_source, rla_state
 from backbone_checks import randomize
+from checkpoint_sources import PVT, SOURCES, SWIN, VIT, make_source, rla_state
 from torch import nn
 
 import s6la_mm.conversion.convert as module
