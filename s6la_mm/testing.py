@@ -33,7 +33,15 @@ def sample_inputs(
     Args:
         layout (str): ``'map'``: h is (batch, state_dim, *size); ``'token'``: h is (batch, channels, state_dim).
         depth (int, optional): Leading axis L of x, dt and B. Defaults to None: no such axis, and ``h`` for ``h0``.
-        dtype (torch.dtype): Storage type of h, x, dt and B; A and dt_bias stay float32 or are float64 too.
+        batch (int): Defaults to 2.
+        state_dim (int): Numbers N. Defaults to 4.
+        size (tuple[int, ...]): Space of the map layout. Defaults to (5, 3).
+        channels (int): Channels D of the token layout. Defaults to 6.
+        dtype (torch.dtype): Storage type of h, x, dt and B; A and dt_bias stay float32 or are float64 too. Defaults to
+            float32.
+        device (str): Defaults to ``'cpu'``.
+        requires_grad (bool): Of all of them. Defaults to False.
+        seed (int): Of the random numbers. Defaults to 0.
 
     Returns:
         dict[str, Tensor]: h (or h0), x, dt, A, B, dt_bias.

@@ -1,4 +1,4 @@
-"""The documents name files that exist. (That no link of the site is broken, its build checks: .dev_scripts/docs.sh.)"""
+"""The documents name files that exist, and options that the tools have (.dev_scripts/docs.sh finds broken links)."""
 
 import re
 

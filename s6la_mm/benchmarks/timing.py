@@ -197,9 +197,10 @@ def run_in_child(function: Callable[..., Any], *args: object) -> Any:
 
     Args:
         function (Callable): A function of a module; it and its arguments and result travel by pickle.
+        *args (object): Its arguments.
 
     Returns:
-        What the function returns.
+        Any: What the function returns.
 
     Raises:
         RuntimeError: If the process dies, of a lack of memory for example.

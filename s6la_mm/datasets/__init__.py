@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mmengine.registry import DATASETS
 
 from .shapes import ShapesDataset, generate_shapes
@@ -21,5 +23,5 @@ def __getattr__(name: str) -> type:
 
 
 @DATASETS.register_module(name='CamVidDataset')
-def _build_camvid(**options) -> object:
+def _build_camvid(**options: Any) -> object:
     return __getattr__('CamVidDataset')(**options)

@@ -40,5 +40,5 @@ class CamVidDataset(BaseSegDataset):
 
     def _update_palette(self) -> list[tuple[int, int, int]]:
         """The colours of the chosen classes; the base class would look for one of the unlabelled pixels."""
-        colours = dict(zip(self.METAINFO['classes'], self.METAINFO['palette']))
+        colours: dict = dict(zip(self.METAINFO['classes'], self.METAINFO['palette']))
         return [colours[name] for name in self._metainfo['classes']]

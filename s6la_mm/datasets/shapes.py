@@ -11,6 +11,7 @@ import os
 import shutil
 import uuid
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -35,10 +36,10 @@ def _segmentation(mask: np.ndarray) -> tuple[list | dict, dict]:
     that polygon into the same mask again; any other mask becomes an RLE.
 
     Args:
-        mask: (H, W) bool.
+        mask (np.ndarray): (H, W) bool.
 
     Returns:
-        ``[[x0, y0, x1, y1, ...]]`` or ``{'size': [H, W], 'counts': str}``, and the RLE with ``bytes`` counts.
+        tuple: ``[[x0, y0, x1, y1, ...]]`` or ``{'size': [H, W], 'counts': str}``, and the RLE with ``bytes`` counts.
     """
     rle = mask_utils.encode(np.asfortranarray(mask, dtype=np.uint8))
     # findContours goes through the centres of border pixels. In the doubled mask these are a quarter of a
@@ -57,7 +58,8 @@ def _segmentation(mask: np.ndarray) -> tuple[list | dict, dict]:
 def _write_split(folder: Path, split: str, count: int, image_size: int, seed: int) -> None:
     """Draw one split: ``folder/split/*.png`` and ``folder/annotations/split.json``."""
     (folder / split).mkdir()
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for index in range(count):
         # A generator for each image: image `index` does not depend on how many there are.
         rng = np.random.default_rng([seed, SPLITS.index(split), index])
@@ -88,7 +90,7 @@ def _is_ready(root: Path, parameters: dict) -> bool:
     """Whether ``root`` holds the complete set of these parameters; False if there is nothing yet.
 
     Raises:
-        ValueError: ``root`` holds something else.
+        ValueError: If ``root`` holds something else.
     """
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
@@ -130,25 +132,26 @@ def generate_shapes(
     at once, the slower one discards its copy.
 
     Args:
-        root: Folder of the data set; made with its parents if it does not exist.
-        num_train: Number of training images.
-        num_val: Number of validation images.
-        image_size: Side of the square images in pixels, at least 64.
-        seed: Seed of the whole set. The same seed gives the same image ``i``, however many images there are.
+        root (str | os.PathLike): Folder of the data set; made with its parents if it does not exist.
+        num_train (int): Number of training images. Defaults to 800.
+        num_val (int): Number of validation images. Defaults to 100.
+        image_size (int): Side of the square images in pixels, at least 64. Defaults to 160.
+        seed (int): Seed of the whole set. The same seed gives the same image ``i``, however many images there are.
+            Defaults to 0.
 
     Returns:
-        ``root``.
+        Path: ``root``.
 
     Raises:
-        ValueError: A parameter is out of range, or ``root`` holds another data set or other files.
-        OSError: ``root`` cannot be written.
+        ValueError: If a parameter is out of range, or ``root`` holds another data set or other files.
+        OSError: If ``root`` cannot be written.
 
     Example:
         >>> root = generate_shapes('data/shapes')
         >>> sorted(path.name for path in root.iterdir())
         ['annotations', 'meta.json', 'train', 'val']
     """
-    parameters = dict(num_train=num_train, num_val=num_val, image_size=image_size, seed=seed)
+    parameters: dict[str, Any] = dict(num_train=num_train, num_val=num_val, image_size=image_size, seed=seed)
     for name, least in dict(num_train=1, num_val=1, image_size=MIN_IMAGE_SIZE, seed=0).items():
         if not isinstance(parameters[name], int) or parameters[name] < least:
             raise ValueError(f'{name} must be an integer of at least {least}, got {parameters[name]!r}')
@@ -185,8 +188,8 @@ class ShapesDataset(CocoDataset):
 
     Args:
         *args: Positional arguments of :class:`mmdet.datasets.CocoDataset`.
-        generator: Keyword arguments of :func:`generate_shapes` (counts, size, seed); its defaults if None.
-            All splits of one ``data_root`` need the same ones.
+        generator (dict, optional): Keyword arguments of :func:`generate_shapes` (counts, size, seed). All splits of one
+            ``data_root`` need the same ones. Defaults to None: its defaults.
         **kwargs: Keyword arguments of :class:`mmdet.datasets.CocoDataset`; ``data_root`` must be set.
 
     Example:
@@ -201,7 +204,7 @@ class ShapesDataset(CocoDataset):
         palette=[(220, 20, 60), (30, 110, 230), (40, 160, 60), (245, 160, 0), (150, 60, 190), (0, 175, 185)],
     )
 
-    def __init__(self, *args, generator: dict | None = None, **kwargs) -> None:
+    def __init__(self, *args: Any, generator: dict | None = None, **kwargs: Any) -> None:
         # Before the base class, which loads the annotations in its constructor unless lazy_init is set.
         self.generator = dict(generator or {})
         super().__init__(*args, **kwargs)

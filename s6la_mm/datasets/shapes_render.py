@@ -55,10 +55,10 @@ def _place(rng: np.random.Generator, name: str, size: int, near: tuple | None) -
     """Outlines in pixels of a randomly sized, stretched, turned and placed object, and (x, y, radius).
 
     Args:
-        rng: Source of all randomness.
-        name: Class name.
-        size: Image side in pixels.
-        near: (x, y, radius) of an object to overlap with, or None to place it anywhere.
+        rng (np.random.Generator): Source of all randomness.
+        name (str): Class name.
+        size (int): Image side in pixels.
+        near (tuple, optional): (x, y, radius) of an object to overlap with, or None to place it anywhere.
     """
     radius = 0.5 * size * np.exp(rng.uniform(np.log(MIN_DIAMETER), np.log(MAX_DIAMETER)))
     stretch = np.exp(rng.uniform(-0.15, 0.15))
@@ -142,11 +142,11 @@ def render_scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[
     too little of itself) is drawn again elsewhere, so that everything painted is also annotated.
 
     Args:
-        rng: Source of all randomness: the same state gives the same picture.
-        size: Side of the square picture in pixels.
+        rng (np.random.Generator): Source of all randomness: the same state gives the same picture.
+        size (int): Side of the square picture in pixels.
 
     Returns:
-        The picture, (size, size, 3) uint8 in BGR order, and for each object its label (index into ``CLASSES``)
+        tuple: The picture, (size, size, 3) uint8 in BGR order, and for each object its label (index into ``CLASSES``)
         and its visible mask, (size, size) bool; the masks are disjoint.
     """
     colours = [_colour(rng, [])]

@@ -25,6 +25,12 @@ def check_arguments(
     """Raises on anything that does not fit the layout table of :mod:`s6la_mm.ops.selective_scan`.
 
     Args:
+        h (Tensor): State.
+        x (Tensor): Input.
+        dt (Tensor): Step.
+        A (Tensor): Diagonal of the state matrix, whose rank says which layout it is.
+        B (Tensor): Input matrix.
+        dt_bias (Tensor, optional): Bias of ``dt``.
         depth (tuple[int, ...]): Leading axes of x, dt and B: none for an update, (L,) for a scan.
         state (str): What the caller calls ``h``.
 

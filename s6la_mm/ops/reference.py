@@ -66,7 +66,14 @@ def scan(
     """What the compiled op does: L steps in float32 (float64 if an argument is float64), result in the dtype of ``h0``.
 
     Args:
-        x (Tensor): Inputs, (L, batch, N, *space) or (L, batch, D); ``dt`` and ``B`` have the same leading axis.
+        x (Tensor): Inputs, (L, batch, N, *space) or (L, batch, D).
+        dt (Tensor): Steps, like ``x``.
+        A (Tensor): Diagonal of the state matrix, (N,) or (D, N).
+        B (Tensor): Input matrices, like ``x``, or token (L, batch, N).
+        h0 (Tensor): Initial state, map (batch, N, *space) or token (batch, D, N).
+        dt_bias (Tensor, optional): (N,) or (D,).
+        dt_softplus (bool): Whether Δ = softplus(dt + dt_bias).
+        zoh (bool): ``B̄ = (exp(Δ A) − 1) / A · B`` rather than ``Δ B``.
         return_states (bool): All L states rather than the last.
         norm_eps (float, optional): Normalise first, see :func:`normalize`.
 

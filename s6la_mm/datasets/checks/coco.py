@@ -6,8 +6,12 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from .findings import Finding
+
+if TYPE_CHECKING:
+    from typing import TypeGuard  # Python 3.10
 
 # COCO rounds to hundredths, and annotators end a box on the border: a pixel over the edge is no mistake.
 TOLERANCE = 1.0
@@ -170,7 +174,7 @@ def _decode_counts(text: str) -> list[int]:
     return runs
 
 
-def _are_numbers(values: object) -> bool:
+def _are_numbers(values: object) -> TypeGuard[list[float]]:
     return isinstance(values, list) and all(
         isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) for value in values
     )

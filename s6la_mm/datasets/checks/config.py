@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, init_default_scope
@@ -116,7 +117,7 @@ def _with_advice(finding: Finding, cfg: Config) -> Finding:
     return replace(finding, detail=explain(error, cfg) or '')
 
 
-def _build(dataset: ConfigDict, split: str) -> object:
+def _build(dataset: ConfigDict, split: str) -> Any:
     cfg = ConfigDict(dataset, **_NO_PIPELINE)
     cfg.setdefault('test_mode', True)
     try:
@@ -132,7 +133,7 @@ def _join(root: str | None, path: str) -> str:
 
 
 def _check_coco(
-    kind: type, dataset: ConfigDict, split: str, workers: int, decode: bool
+    kind: Any, dataset: ConfigDict, split: str, workers: int, decode: bool
 ) -> tuple[list[Finding], list[ImageFile]]:
     root = dataset.get('data_root')
     path = _join(root, dataset['ann_file'])
@@ -160,7 +161,7 @@ def _check_coco(
 
 
 def _check_segmentation(
-    built: object, entries: list[dict], dataset: ConfigDict, split: str, workers: int, decode: bool
+    built: Any, entries: list[dict], dataset: ConfigDict, split: str, workers: int, decode: bool
 ) -> tuple[list[Finding], list[ImageFile]]:
     found, files = _look_at_all([entry['img_path'] for entry in entries], split, workers, decode)
     from mmseg.datasets.transforms import LoadAnnotations
