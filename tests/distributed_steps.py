@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from forked import start_server
 from mmengine._strategy import BaseStrategy
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper, build_optim_wrapper
@@ -79,8 +80,9 @@ def start(function: Callable, folder: Path, *args, processes: int = 2) -> list:
     Returns:
         What the function returned in each process.
     """
-    os.environ.setdefault('OMP_NUM_THREADS', '1')
-    torch.multiprocessing.spawn(_work, (function, str(folder), processes, args), nprocs=processes)
+    start_server()
+    arguments = (function, str(folder), processes, args)
+    torch.multiprocessing.start_processes(_work, arguments, nprocs=processes, start_method='forkserver')
     return [torch.load(folder / f'result-{rank}.pth', weights_only=True) for rank in range(processes)]
 
 

@@ -19,23 +19,27 @@ from multiprocessing import forkserver
 from pathlib import Path
 from unittest import mock
 
-from tool_runner import environment, path_of
+from tool_runner import ROOT, environment, path_of
 
 CONTEXT = multiprocessing.get_context('forkserver')
-CONTEXT.set_forkserver_preload(['forked_imports'])
 TESTS = Path(__file__).parent
 
 
+def start_server() -> None:
+    """Starts the server, if it does not run yet: ``multiprocessing``'s, for its start method ``'forkserver'``."""
+    CONTEXT.set_forkserver_preload(['forked_imports'])
+    with mock.patch.dict(os.environ, environment(PYTHONPATH=os.pathsep.join([str(ROOT), str(TESTS)]))):
+        forkserver.ensure_running()
+
+
 class Forked:
-    """A script that runs in a process, and a process group, of its own; its output goes to a file."""
+    """A script, or ``'-c'`` and code, in a process and a process group of its own; its output goes to a file."""
 
     def __init__(self, *command: object, log: Path, **env: str) -> None:
-        script, *args = command
+        start_server()
         self.log = log
-        env = environment(PYTHONPATH=os.pathsep.join([str(TESTS.parent), str(TESTS)]), **env)
-        with mock.patch.dict(os.environ, env):  # the server's own, should this start it
-            forkserver.ensure_running()
-        arguments = (str(path_of(script)), [str(arg) for arg in args], env, str(log))
+        script, *args = (str(part) for part in command)
+        arguments = (str(path_of(script)), args, environment(**env), str(log))
         self.process = CONTEXT.Process(target=_run, args=arguments)
         log.touch()
         self.process.start()
@@ -82,6 +86,18 @@ def start_ranks(count: int, *command: object, folder: Path, **env: str) -> list[
     ]
 
 
+def run_ranks(count: int, *command: object, folder: Path, **env: str) -> str:
+    """What the first rank writes; all must succeed."""
+    ranks = start_ranks(count, *command, folder=folder, **env)
+    try:
+        for rank in ranks:
+            assert rank.wait() == 0, rank.output[-3000:]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return ranks[0].output
+
+
 def _run(script: str, args: list[str], env: dict[str, str], log: str) -> None:
     """In the new process."""
     os.setsid()
@@ -94,6 +110,9 @@ def _run(script: str, args: list[str], env: dict[str, str], log: str) -> None:
     os.environ.update(env)
     sys.argv = [script, *args]
     try:
-        runpy.run_path(script, run_name='__main__')
+        if script == '-c':
+            exec(sys.argv.pop(1), {'__name__': '__main__'})
+        else:
+            runpy.run_path(script, run_name='__main__')
     finally:
         atexit._run_exitfuncs()  # a child of multiprocessing leaves them out

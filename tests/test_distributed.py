@@ -66,7 +66,7 @@ def test_no_config_looks_for_unused_parameters(path):
     assert not cfg.get('find_unused_parameters') and not wrapper.get('find_unused_parameters')
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @without_accelerator
 def test_two_nodes_with_a_scaled_learning_rate(tmp_path):
     """tools/dist_train.sh as on two machines, both at the loopback address; 2 × 2 of 16 images give a quarter."""

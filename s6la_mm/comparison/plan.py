@@ -364,7 +364,7 @@ def paired_difference(values: Sequence[float], base: Sequence[float], confidence
     Example:
         >>> difference = paired_difference([41.2, 41.7, 40.8], [39.3, 38.1, 39.9])
         >>> print(f'{difference.mean:.2f}, {difference.interval[0]:.2f} to {difference.interval[1]:.2f}')
-        2.13, -1.24 to 5.51
+        2.13, -1.26 to 5.52
     """
     if not values or len(values) != len(base):
         raise ValueError(f'{len(values)} and {len(base)} values are no pairs')

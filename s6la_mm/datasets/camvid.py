@@ -16,7 +16,7 @@ class CamVidDataset(BaseSegDataset):
 
     Example:
         >>> prefix = dict(img_path='images/val', seg_map_path='annotations/val')
-        >>> dataset = CamVidDataset(data_root='data/camvid', data_prefix=prefix)
+        >>> dataset = CamVidDataset(data_root='data/camvid', data_prefix=prefix, lazy_init=True)
         >>> dataset.metainfo['classes'][:3]
         ('sky', 'building', 'pole')
     """

@@ -147,7 +147,7 @@ def generate_shapes(
         OSError: If ``root`` cannot be written.
 
     Example:
-        >>> root = generate_shapes('data/shapes')
+        >>> root = generate_shapes('data/shapes', num_train=8, num_val=2)
         >>> sorted(path.name for path in root.iterdir())
         ['annotations', 'meta.json', 'train', 'val']
     """
@@ -193,10 +193,10 @@ class ShapesDataset(CocoDataset):
         **kwargs: Keyword arguments of :class:`mmdet.datasets.CocoDataset`; ``data_root`` must be set.
 
     Example:
-        >>> dataset = ShapesDataset(data_root='data/shapes', ann_file='annotations/val.json',
-        ...                         data_prefix=dict(img='val/'), pipeline=[])
-        >>> len(dataset)
-        100
+        >>> dataset = ShapesDataset(data_root='data/shapes', ann_file='annotations/val.json', pipeline=[],
+        ...                         data_prefix=dict(img='val/'), lazy_init=True)  # drawn by full_init()
+        >>> dataset.metainfo['classes'][:3]
+        ('circle', 'square', 'triangle')
     """
 
     METAINFO = dict(

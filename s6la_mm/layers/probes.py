@@ -26,7 +26,7 @@ def watch_cells(model: nn.Module, callback: Callback) -> list[RemovableHandle]:
     Example:
         >>> import torch
         >>> from s6la_mm.backbones import S6LAResNet
-        >>> model = S6LAResNet(18)
+        >>> model = S6LAResNet(18).eval()
         >>> handles = watch_cells(model, lambda name, cell, x, h: print(name, tuple(h.shape)))
         >>> _ = model(torch.rand(1, 3, 32, 32))
         cells.layer1 (1, 32, 8, 8)

@@ -1,8 +1,6 @@
 """S6LAViT: the plain network with reads at zero, the definition with reads that read, and its options."""
 
 import copy
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -19,6 +17,7 @@ from backbone_checks import (
     parameters_on_meta,
     randomize,
 )
+from forked import Forked
 from mmengine.model import BaseModule, Sequential
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
@@ -197,7 +196,7 @@ def test_builds_under_every_default_scope(scope):
 
 
 @pytest.mark.slow
-def test_package_without_mmpretrain():
+def test_package_without_mmpretrain(tmp_path):
     """It imports and registers; who asks for these backbones is told what to install."""
     code = (
         'import sys; sys.modules["mmpretrain"] = None\n'
@@ -208,8 +207,9 @@ def test_package_without_mmpretrain():
         '    try: ask()\n'
         '    except (ImportError, AttributeError) as error: print(error)'
     )
-    process = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
-    vit, swin, unknown = process.stdout.splitlines()
+    process = Forked('-c', code, log=tmp_path / 'log')
+    assert process.wait() == 0, process.output
+    vit, swin, unknown = process.output.splitlines()
     for name, line in dict(S6LAViT=vit, S6LASwin=swin).items():
         assert line.startswith(f'{name} needs mmpretrain, which is not installed; pip install mmpretrain')
     assert unknown == "module 's6la_mm.backbones' has no attribute 'S6LANot'"

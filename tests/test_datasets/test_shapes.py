@@ -7,14 +7,11 @@ import filecmp
 import itertools
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import Forked
 from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 from pycocotools import mask as mask_utils
@@ -25,7 +22,7 @@ from s6la_mm.datasets.shapes import SPLITS, _segmentation
 from s6la_mm.datasets.shapes_render import CLASSES
 
 TINY = dict(num_train=24, num_val=16, image_size=96)
-# Draws the tiny set in another process: `python -c SCRIPT root`.
+# Draws the tiny set in another process.
 SCRIPT = f'import sys; from s6la_mm.datasets import generate_shapes; generate_shapes(sys.argv[1], **{TINY})'
 
 
@@ -276,10 +273,10 @@ def test_loser_of_a_race_takes_the_set_of_the_winner(root, tmp_path, monkeypatch
 
 @pytest.mark.slow
 def test_two_processes_at_once(root, tmp_path):
-    started = [subprocess.Popen([sys.executable, '-c', SCRIPT, str(tmp_path / 'set')]) for _ in range(2)]
-    assert [process.wait(timeout=120) for process in started] == [0, 0]
+    started = [Forked('-c', SCRIPT, tmp_path / 'set', log=tmp_path / f'{number}.log') for number in range(2)]
+    assert [process.wait() for process in started] == [0, 0], started[0].output + started[1].output
     assert_same_files(root, tmp_path / 'set')
-    assert [path.name for path in tmp_path.iterdir()] == ['set']
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['0.log', '1.log', 'set']
 
 
 @pytest.mark.slow
@@ -287,15 +284,11 @@ def test_two_processes_at_once(root, tmp_path):
 def test_killed_process_leaves_no_data_set(root, tmp_path):
     endless = SCRIPT.replace("'num_train': 24", "'num_train': 1000000")
     assert endless != SCRIPT
-    process = subprocess.Popen([sys.executable, '-c', endless, str(tmp_path / 'set')])
+    process = Forked('-c', endless, tmp_path / 'set', log=tmp_path / 'log')
     try:
-        deadline = time.monotonic() + 120
-        while len(list(tmp_path.glob('.*/train/*.png'))) < 3:
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
+        process.wait_until(lambda: len(list(tmp_path.glob('.*/train/*.png'))) >= 3)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
     assert not (tmp_path / 'set').exists()
     assert_same_files(root, generate_shapes(tmp_path / 'set', **TINY))
 

@@ -6,49 +6,30 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from distributed_run import train
-from tool_runner import ROOT, TOOLS, check, environment, run
+from forked import run_ranks, start_ranks
+from tool_runner import TOOLS, check, environment, run
 
 from s6la_mm.backbones.families import FAMILIES
-from s6la_mm.datasets import generate_shapes
 from s6la_mm.engine.fsdp import s6la_wrap_policy
 
-CONFIG = ROOT / 'configs/quickstart/retinanet_s6la-r18_shapes.py'
-SMALL = (
-    *('val_dataloader.dataset.indices=2', 'train_dataloader.batch_size=2', 'default_hooks.logger.interval=1'),
-    *('model.backbone.base_channels=8', 'model.neck.in_channels=[8,16,32,64]', 'randomness.deterministic=True'),
-)
-
-
-@pytest.fixture(scope='module')
-def shapes(tmp_path_factory) -> dict[str, str]:
-    root = generate_shapes(tmp_path_factory.mktemp('data') / 'shapes')
-    return dict(S6LA_SHAPES_ROOT=str(root))
+SMALL = (*('model.backbone.base_channels=8', 'model.neck.in_channels=[8,16,32,64]', 'randomness.deterministic=True'),)
 
 
 def scalars(work_dir: Path) -> dict[int, float]:
-    lines = [line for path in sorted(work_dir.glob('*/vis_data/scalars.json')) for line in path.open()]
+    lines = [line for path in work_dir.glob('*/vis_data/scalars.json') for line in path.open()]
     return {entry['step']: entry['loss'] for entry in map(json.loads, lines) if 'loss' in entry}
 
 
 def test_two_processes_compute_what_one_computes(tmp_path):
     """The mean over all images is that of the processes' means; what differs is the order of summation, in float32."""
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
-    env = environment(PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / 'tests')]))
-    done = subprocess.run(
-        [*command, str(ROOT / 'tests/distributed_run.py'), str(tmp_path), '2'],
-        capture_output=True,
-        text=True,
-        env=env,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_ranks('tests/distributed_run.py', tmp_path, 2, folder=tmp_path)
     losses, weights = train(tmp_path / 'one', 4)
     (first, state), (second, other) = (torch.load(tmp_path / f'rank{rank}.pt', weights_only=True) for rank in (0, 1))
     means = [(a + b) / 2 for a, b in zip(first, second)]
@@ -60,22 +41,29 @@ def test_two_processes_compute_what_one_computes(tmp_path):
         torch.testing.assert_close(state[name], value, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f'{n}: {m}')
 
 
-@pytest.mark.slow
-def test_sharded_training_is_the_same_and_resumes(tmp_path, shapes):
-    (tmp_path / 'fsdp.py').write_text(
-        f'_base_ = {str(CONFIG)!r}\nrunner_type = "FlexibleRunner"\nstrategy = dict(type="S6LAFSDPStrategy")\n'
+def train_ranks(training: dict, work_dir: Path, *arguments: object, config: Path | None = None) -> str:
+    """tools/train.py in two processes."""
+    work_dir.mkdir(exist_ok=True)
+    command = ('train.py', config or training['config'], '--launcher', 'pytorch', '--work-dir', work_dir, *arguments)
+    return run_ranks(2, *command, folder=work_dir, **training['data'])
+
+
+def test_sharded_training_is_the_same_and_resumes(tmp_path, retinanet):
+    sharded = tmp_path / 'sharded.py'
+    sharded.write_text(
+        f'_base_ = {str(retinanet["config"])!r}\n'
+        'runner_type = "FlexibleRunner"\nstrategy = dict(type="S6LAFSDPStrategy")\n'
     )
-    options = ('--cfg-options', *SMALL, 'train_cfg.max_iters=4', 'default_hooks.checkpoint.interval=2')
-    check(run('dist_train.sh', CONFIG, 2, '--work-dir', tmp_path / 'ddp', *options, **shapes))
-    check(run('dist_train.sh', tmp_path / 'fsdp.py', 2, '--work-dir', tmp_path / 'fsdp', *options, **shapes))
+    options = ('--cfg-options', *SMALL)
+    train_ranks(retinanet, tmp_path / 'ddp', *options)
+    train_ranks(retinanet, tmp_path / 'fsdp', *options, config=sharded)
     assert scalars(tmp_path / 'fsdp') == pytest.approx(scalars(tmp_path / 'ddp'), rel=1e-4)
     whole = torch.load(tmp_path / 'fsdp/iter_4.pth', weights_only=True)['state_dict']
     unsharded = torch.load(tmp_path / 'ddp/iter_4.pth', weights_only=True)['state_dict']
     assert {name: v.shape for name, v in whole.items()} == {name: v.shape for name, v in unsharded.items()}
     resume = ('--resume', tmp_path / 'fsdp/iter_2.pth')
-    again = tmp_path / 'again'
-    check(run('dist_train.sh', tmp_path / 'fsdp.py', 2, '--work-dir', again, *resume, *options, **shapes))
-    resumed = torch.load(again / 'iter_4.pth', weights_only=True)['state_dict']
+    train_ranks(retinanet, tmp_path / 'again', *resume, *options, config=sharded)
+    resumed = torch.load(tmp_path / 'again/iter_4.pth', weights_only=True)['state_dict']
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
 
@@ -87,43 +75,62 @@ def test_a_backbone_is_one_unit(family):
     assert s6la_wrap_policy(torch.nn.Linear(1, 1), recurse=True, nonwrapped_numel=0)
 
 
-class Job:
-    """A training in the background."""
-
-    def __init__(self, tmp_path: Path, *command: object, **env: str) -> None:
-        self.log = tmp_path / 'log.txt'
-        with self.log.open('w') as file:
-            self.process = subprocess.Popen(
-                [str(part) for part in command],
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env=environment(**env),
-                start_new_session=True,
-            )
-
-    def wait_for(self, text: str) -> None:
-        end = time.time() + 240
-        while text not in self.log.read_text():
-            assert self.process.poll() is None and time.time() < end, self.log.read_text()[-3000:]
-            time.sleep(0.1)
+def stopped_options(iterations: int) -> tuple:
+    return ('--cfg-options', *SMALL, f'train_cfg.max_iters={iterations}', f'train_cfg.val_interval={iterations}')
 
 
-@pytest.mark.slow
-def test_signal_to_one_of_two_processes_stops_both(tmp_path, shapes):
-    """As a Slurm that takes one node away: status 75, a checkpoint, and the rest is done after --resume."""
-    options = ('--cfg-options', *SMALL, 'train_cfg.max_iters=400', 'train_cfg.val_interval=400')
-    job = Job(tmp_path, 'bash', TOOLS / 'dist_train.sh', CONFIG, 2, '--work-dir', tmp_path / 'w', *options, **shapes)
-    try:
-        job.wait_for('Iter(train) [  3/')
-        pids = subprocess.run(['pgrep', '-f', str(tmp_path)], capture_output=True, text=True).stdout.split()
-        rank = [pid for pid in pids if b'\0RANK=1\0' in Path(f'/proc/{pid}/environ').read_bytes()]
-        os.kill(min(map(int, rank)), signal.SIGTERM)  # the others are workers of its data loader
-        assert job.process.wait(120) == 75, job.log.read_text()[-3000:]
-    finally:
-        subprocess.run(['pkill', '-9', '-f', str(tmp_path)])
-    (saved,) = (tmp_path / 'w').glob('preempted_iter_*.pth')
+def assert_saved_and_resumes(work_dir: Path, resume: Callable[..., str]) -> None:
+    (saved,) = work_dir.glob('preempted_iter_*.pth')
     done = int(saved.stem.rpartition('_')[2])
-    options = ('--cfg-options', *SMALL, f'train_cfg.max_iters={done + 1}', f'train_cfg.val_interval={done + 1}')
-    output = check(run('dist_train.sh', CONFIG, 2, '--work-dir', tmp_path / 'w', '--resume', *options, **shapes))
+    output = resume('--resume', *stopped_options(done + 1))
     assert f'iter: {done}' in output and f'Iter(train) [{done + 1}/{done + 1}]' in output
-    assert not saved.exists() and (tmp_path / f'w/iter_{done + 1}.pth').is_file()
+    assert not saved.exists() and (work_dir / f'iter_{done + 1}.pth').is_file()
+
+
+def test_signal_to_one_of_two_processes_stops_both(tmp_path, retinanet):
+    """As a Slurm that takes one node away: status 75, a checkpoint, and the rest is done after --resume."""
+    work_dir = tmp_path / 'w'
+    command = ('train.py', retinanet['config'], '--launcher', 'pytorch', '--work-dir', work_dir)
+    ranks = start_ranks(2, *command, *stopped_options(4000), folder=tmp_path, **retinanet['data'])
+    try:
+        ranks[0].wait_for('Iter(train) [   3/')
+        os.kill(ranks[1].process.pid, signal.SIGTERM)
+        assert [rank.wait() for rank in ranks] == [75, 75], ranks[0].output[-3000:]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert_saved_and_resumes(work_dir, lambda *options: train_ranks(retinanet, work_dir, *options))
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that a process has started, and theirs."""
+    children = Path(f'/proc/{pid}/task/{pid}/children').read_text().split()
+    return [process for child in map(int, children) for process in (child, *descendants(child))]
+
+
+@pytest.mark.nightly
+def test_signal_to_one_of_torchruns_processes(tmp_path, retinanet):
+    """The same of tools/dist_train.sh, which ends with the status of its processes."""
+    command = ('bash', TOOLS / 'dist_train.sh', retinanet['config'], '2', '--work-dir', tmp_path / 'w')
+    with (tmp_path / 'log').open('w') as log:
+        job = subprocess.Popen(
+            [*command, *stopped_options(4000)], stdout=log, stderr=log, env=environment(**retinanet['data'])
+        )
+    try:
+        end = time.monotonic() + 240
+        while 'Iter(train) [   3/' not in (tmp_path / 'log').read_text():
+            assert job.poll() is None and time.monotonic() < end, (tmp_path / 'log').read_text()[-3000:]
+            time.sleep(0.1)
+        ranks = [pid for pid in descendants(job.pid) if b'\0RANK=' in Path(f'/proc/{pid}/environ').read_bytes()]
+        os.kill(ranks[1], signal.SIGTERM)
+        assert job.wait(240) == 75, (tmp_path / 'log').read_text()[-3000:]
+    finally:
+        if job.poll() is None:
+            for pid in [*descendants(job.pid), job.pid]:
+                os.kill(pid, signal.SIGKILL)
+            job.wait()
+
+    def resume(*options: object) -> str:
+        return check(run('dist_train.sh', *command[2:], *options, **retinanet['data']))
+
+    assert_saved_and_resumes(tmp_path / 'w', resume)

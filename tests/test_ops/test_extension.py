@@ -3,13 +3,12 @@
 import importlib
 import json
 import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from forked import Forked
 from op_cases import OP_DEVICES, scan, scan_backward
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -143,13 +142,11 @@ def test_module_that_does_not_load(monkeypatch, error, reason):
 
 
 @pytest.mark.slow
-def test_package_without_its_compiled_module():
+def test_package_without_its_compiled_module(tmp_path):
     """In a process of its own: all works, one warning says what to do, and no op is there to be called."""
-    environment = os.environ | {'PYTHONPATH': str(ROOT), 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1'}
-    command = [sys.executable, '-W', 'ignore', '-c', HIDDEN]
-    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, cwd=ROOT)
-    assert run.returncode == 0, run.stderr[-3000:]
-    lines = run.stdout.splitlines()
+    process = Forked('-c', HIDDEN, log=tmp_path / 'log')
+    assert process.wait() == 0, process.output[-3000:]
+    lines = process.output.splitlines()
     shown = [line for line in lines if line.startswith('WARNING')]
     assert len(shown) == 1, shown
     assert extension.BUILD_COMMAND in shown[0] and 'has not been compiled' in shown[0]

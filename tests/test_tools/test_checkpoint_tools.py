@@ -1,14 +1,12 @@
 """The command line tools of checkpoints: what they print, their exit status, and a disk that fills up."""
 
 import json
-import shlex
-import subprocess
-import sys
+import resource
 
 import pytest
 import torch
 from checkpoint_sources import make_source
-from tool_runner import ROOT, TOOLS, call, check
+from tool_runner import call, check
 
 
 @pytest.fixture
@@ -62,16 +60,12 @@ def test_one_sentence_and_exit_status(tmp_path, tool):
 
 def test_full_disk(resnet18, tmp_path):
     """A limit of 20 MB on what may be written is what a full disk is to the process."""
-    command = [
-        sys.executable,
-        TOOLS / 'model_converters/convert_checkpoint.py',
-        resnet18,
-        tmp_path / 'out.pth',
-        '--arch',
-        's6la_r18',
-    ]
-    line = f'ulimit -f 20000; {shlex.join(map(str, command))}'
-    result = subprocess.run(['bash', '-c', line], capture_output=True, text=True, cwd=ROOT)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20 * 2**20, limits[1]))
+    try:
+        result = call('model_converters/convert_checkpoint.py', resnet18, tmp_path / 'out.pth', '--arch', 's6la_r18')
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert result.returncode == 1 and 'Traceback' not in result.stderr
     assert f'error: {tmp_path / "out.pth"} cannot be written: ' in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ['resnet18.pth']

@@ -49,8 +49,8 @@ def check_config_data(
 
     Example:
         >>> cfg = Config.fromfile('configs/upernet/upernet_s6la-r18_camvid.py')
-        >>> check_config_data(cfg, ['val']).has_errors
-        False
+        >>> check_config_data(cfg, ['val']).has_errors  # there is no data/camvid
+        True
     """
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     start = time.time()

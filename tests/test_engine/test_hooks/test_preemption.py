@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
+from forked import Forked
 from mmengine.hooks import Hook
-from tool_runner import ROOT, environment
+from tool_runner import ROOT
 from toy_runner import build
 
 from s6la_mm.engine import PREEMPTED_STATUS, PreemptionHook, find_last_good
@@ -79,10 +79,11 @@ finally:
 def test_workers_end_with_the_training(tmp_path, fails):
     """multiprocessing ends them with SIGTERM, which is not the signal of a scheduler, to be outlived for a minute."""
     code = TRAINING.format(tests=str(ROOT / 'tests'), work_dir=str(tmp_path / 'run'), fails=fails)
-    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=environment())
-    waited = time.time() - float(result.stdout.rpartition('end')[2])
-    assert result.returncode == fails and ("'NoneType' object is not callable" in result.stderr) == fails
-    assert waited < 30 and 'killed by signal' not in result.stderr, result.stderr
+    process = Forked('-c', code, log=tmp_path / 'log')
+    status, end = process.wait(), time.time()
+    assert status == fails and ("'NoneType' object is not callable" in process.output) == fails
+    started = float(re.search(r'^end (.+)$', process.output, re.MULTILINE)[1])
+    assert end - started < 30 and 'killed by signal' not in process.output, process.output
 
 
 def test_signal_during_an_evaluation(tmp_path):
