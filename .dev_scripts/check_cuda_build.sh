@@ -12,7 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 archs=${1:-9.0}
 python=${PYTHON:-python}
 versions=$("$python" -c 'import sys, torch, mmcv; print(sys.version, torch.__version__, mmcv.__version__)')
-key=$( (find s6la_mm/ops/csrc -type f -print0 | sort -z | xargs -0 cat setup.py build_ops.py requirements/*.txt &&
+key=$( (find s6la_mm/ops/csrc -type f -print0 | sort -z | xargs -0 cat setup.py build_ops.py &&
     echo "$archs $versions ${CUDA_HOME:-}") | sha256sum | cut -c 1-12)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/s6la_mm
 folder=$cache/cuda-$key

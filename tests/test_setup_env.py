@@ -48,12 +48,12 @@ def clone(tmp_path: Path) -> Path:
     return clone
 
 
-def set_up(clone: Path, **env: str) -> subprocess.CompletedProcess:
+def set_up(clone: Path, *arguments: str, script: str = 'setup_env.sh', **env: str) -> subprocess.CompletedProcess:
     names = ('S6LA_WITH_OPS', 'S6LA_WITH_CUDA', 'FORCE_CUDA', 'TORCH_CUDA_ARCH_LIST', 'CUDA_HOME', 'S6LA_VENV')
     clean = {key: value for key, value in os.environ.items() if key not in names}
     env = {**clean, 'CLONE': str(clone), 'CUDA_VISIBLE_DEVICES': '', **env}
     return subprocess.run(
-        ['bash', str(clone / 'tools/setup_env.sh')], env=env, capture_output=True, text=True, check=False
+        ['bash', str(clone / 'tools' / script), *arguments], env=env, capture_output=True, text=True, check=False
     )
 
 
@@ -116,3 +116,22 @@ def test_failure_is_told_and_not_forgotten(clone, flaw, words):
         for word in words:
             assert word in result.stderr
     assert len(builds(clone)) == 2, 'the second run tries again'
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'expected'),
+    [((), []), (('--all',), ['-m', '']), (('-k', 'a or b', '--all', '-x'), ['-m', '', '-k', 'a or b', '-x'])],
+)
+def test_tiers(clone, arguments, expected):
+    """The tests run in the environment, with --all those marked nightly too."""
+    shutil.copy(ROOT / 'tools/run_tests.sh', clone / 'tools')
+    python = clone / '.venv/bin/python'
+    python.write_text(PYTHON.replace('esac', '    "-m pytest"*) printf "%s\\n" "$@" >"$CLONE/arguments" ;;\nesac'))
+    set_up(clone, *arguments, script='run_tests.sh')
+    start = ['-m', 'pytest', '-n', 'auto', '--maxprocesses', '8', '--dist', 'worksteal']
+    assert (clone / 'arguments').read_text().splitlines() == start + expected
+
+
+def test_unknown_tier():
+    done = subprocess.run(['bash', ROOT / '.ci/run', '--nightly'], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "error: '--nightly' is no option of .ci/run" in done.stderr

@@ -6,8 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from forked import Forked
 from tiny_training import copy_run
 from tool_runner import ROOT, call, check
+
+from s6la_mm.engine import find_last_good
 
 
 def test_damaged_newest_checkpoint_is_passed_over(retinanet, tmp_path):
@@ -48,7 +52,30 @@ def test_work_dir_that_cannot_be_written_to(retinanet, tmp_path, place):
     assert result.returncode == 1 and 'choose another --work-dir' in result.stderr and 'Traceback' not in result.stderr
 
 
-@pytest.mark.slow
+def test_killed_training_goes_on_to_the_same_end(retinanet, tmp_path):
+    """A SIGKILL at any moment costs the iterations since the last checkpoint and changes none of the others."""
+    work_dir = tmp_path / 'killed'
+    options = ('--cfg-options', 'randomness.seed=0', 'randomness.deterministic=True')
+    endless = ('train_cfg.max_iters=1000', 'train_cfg.val_interval=1000')
+    command = ('train.py', retinanet['config'], '--work-dir', work_dir)
+    process = Forked(*command, *options, *endless, log=tmp_path / 'log', **retinanet['data'])
+    try:
+        process.wait_for('Iter(train) [   5/1000]')
+    finally:
+        process.kill()
+    last = int(Path(find_last_good(str(work_dir))).stem.rpartition('_')[2])
+    end = (f'train_cfg.max_iters={last + 2}', f'train_cfg.val_interval={last + 2}')
+    output = check(call(*command, '--resume', *options, *end, **retinanet['data']))
+    assert f'iter: {last}' in output and f'Iter(train) [{last + 1}/{last + 2}]' in output
+    check(call('train.py', retinanet['config'], '--work-dir', tmp_path / 'whole', *options, *end, **retinanet['data']))
+    states = [
+        torch.load(folder / f'iter_{last + 2}.pth', weights_only=True)['state_dict']
+        for folder in (work_dir, tmp_path / 'whole')
+    ]
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+@pytest.mark.nightly
 def test_kill_resume(retinanet, tmp_path):
     """Two kills; the script itself compares weights, optimizer and losses to the bit."""
     options = ('train_cfg.max_iters=12', 'train_cfg.val_interval=4', 'default_hooks.checkpoint.interval=2')
