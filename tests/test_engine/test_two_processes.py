@@ -29,7 +29,7 @@ def scalars(work_dir: Path) -> dict[int, float]:
 
 def test_two_processes_compute_what_one_computes(tmp_path):
     """The mean over all images is that of the processes' means; what differs is the order of summation, in float32."""
-    run_ranks('tests/distributed_run.py', tmp_path, 2, folder=tmp_path)
+    run_ranks(2, 'tests/distributed_run.py', tmp_path, 2, folder=tmp_path)
     losses, weights = train(tmp_path / 'one', 4)
     (first, state), (second, other) = (torch.load(tmp_path / f'rank{rank}.pt', weights_only=True) for rank in (0, 1))
     means = [(a + b) / 2 for a, b in zip(first, second)]
