@@ -48,13 +48,13 @@ def enable_drawing(cfg: Config, show: bool, show_dir: str | None, wait_time: flo
     """Switch on the scope's own visualization hook, for every image.
 
     Args:
-        cfg: the config, changed in place.
-        show: open a window for each image.
-        show_dir: folder for the pictures, relative to the current folder whatever the scope.
-        wait_time: seconds for each window.
+        cfg (Config): The config, changed in place.
+        show (bool): Open a window for each image.
+        show_dir (str, optional): Folder for the pictures, relative to the current folder whatever the scope.
+        wait_time (float): Seconds for each window.
 
     Raises:
-        UsageError: if the config has no visualization hook.
+        UsageError: If the config has no visualization hook.
     """
     types = dict(mmdet='DetVisualizationHook', mmseg='SegVisualizationHook', mmpretrain='VisualizationHook')
     scope = cfg.get('default_scope')
@@ -85,10 +85,10 @@ def enable_tta(cfg: Config) -> None:
     A detection config that has none gets mmdet's default: image and mirror image, boxes merged by NMS.
 
     Args:
-        cfg: the config, changed in place.
+        cfg (Config): The config, changed in place.
 
     Raises:
-        UsageError: if a config of another scope lacks one of the two, or the detector predicts masks.
+        UsageError: If a config of another scope lacks one of the two, or the detector predicts masks.
     """
     dataset = innermost_dataset(cfg.test_dataloader.dataset)
     missing = [key for key in ('tta_model', 'tta_pipeline') if key not in cfg]

@@ -5,6 +5,8 @@ What stands on mmpretrain, which is optional, is imported when it is asked for, 
 
 from __future__ import annotations
 
+from typing import Any
+
 from mmengine.registry import MODELS
 
 from .families import FAMILIES
@@ -27,7 +29,7 @@ def __getattr__(name: str) -> type:
 def _register(name: str) -> None:
     """Registers a function that builds the backbone, as the class would have to be imported for that."""
 
-    def build(**options) -> object:
+    def build(**options: Any) -> object:
         return _LATER[name].load()(**options)
 
     MODELS.register_module(name=name, module=build)

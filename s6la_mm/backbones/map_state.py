@@ -89,7 +89,7 @@ class MapStateMixin(TrainReturnsSelf, PretrainedMixin):
         learned_initial_state: bool = True,
         stage_with_state: Sequence[bool] | None = None,
         out_state: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         check_cell_options(state_dim, discretization, input_norm, dt_range)
         is_choice = stage_with_state is None or (isinstance(stage_with_state, Sequence) and any(stage_with_state))
@@ -98,12 +98,11 @@ class MapStateMixin(TrainReturnsSelf, PretrainedMixin):
         self.state_dim = state_dim
         self.read_init = read_init
         self.shared_cell = shared_cell
-        self.stage_with_state = None if stage_with_state is None else tuple(stage_with_state)
+        self.stage_with_state = tuple(stage_with_state or ())  # none: all, whose number is not known yet
         self.out_state = out_state
         with _named_options(type(self), kwargs):
             super().__init__(**kwargs)
-        if stage_with_state is None:
-            self.stage_with_state = (True,) * self.num_stages
+        self.stage_with_state = self.stage_with_state or (True,) * self.num_stages
         fits = len(self.stage_with_state) == self.num_stages
         require(fits, 'stage_with_state', stage_with_state, f'a sequence of length num_stages={self.num_stages}')
         self.initial_state = nn.Parameter(torch.zeros(state_dim), requires_grad=learned_initial_state)
@@ -129,7 +128,7 @@ class MapStateMixin(TrainReturnsSelf, PretrainedMixin):
 
     def _has_state(self, stage: int) -> bool:
         """Whether the blocks of a stage read and write, in the constructor of the base class too."""
-        return self.stage_with_state is None or any(self.stage_with_state[stage : stage + 1])
+        return not self.stage_with_state or any(self.stage_with_state[stage : stage + 1])
 
     def _cell_of(self, stage: int, block: int) -> str | None:
         """Name of the cell that writes a block's output; None if it is not written.

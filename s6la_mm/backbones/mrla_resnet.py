@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.utils.checkpoint as cp
@@ -66,10 +67,10 @@ class LightLayerAttention(BaseModule):
         return self.value(x) * weights + self.decay.view(-1, 1, 1) * previous
 
 
-class _MRLABlock:
+class _MRLABlock(nn.Module):
     """A residual block with layer attention behind it."""
 
-    def __init__(self, *args, head_channels: int, norm_cfg: dict, **kwargs) -> None:
+    def __init__(self, *args: Any, head_channels: int, norm_cfg: dict, **kwargs: Any) -> None:
         super().__init__(*args, norm_cfg=norm_cfg, **kwargs)
         last = self.norm3 if isinstance(self, Bottleneck) else self.norm2
         self.attention = LightLayerAttention(last.num_features, head_channels)
@@ -121,11 +122,11 @@ class MRLAResNet(TrainReturnsSelf, ResNet):
         (1, 512, 2, 3)
     """
 
-    def __init__(self, depth: int, *, head_channels: int = 32, **kwargs) -> None:
+    def __init__(self, depth: int, *, head_channels: int = 32, **kwargs: Any) -> None:
         self.head_channels = head_channels  # the base class builds the stages in its constructor
         super().__init__(depth, **kwargs)
 
-    def make_res_layer(self, block: type, **kwargs) -> ResLayer:
+    def make_res_layer(self, block: type, **kwargs: Any) -> ResLayer:
         """Builds a stage out of blocks with layer attention."""
         block = {BasicBlock: MRLABasicBlock, Bottleneck: MRLABottleneck}[block]
         return ResLayer(block=block, head_channels=self.head_channels, **kwargs)

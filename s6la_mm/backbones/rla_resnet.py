@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.utils.checkpoint as cp
 from mmcv.cnn import build_norm_layer
@@ -28,10 +30,10 @@ def residual_branch(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor:
     return x
 
 
-class _RLABlock:
+class _RLABlock(nn.Module):
     """A residual block whose first convolution sees [x, h], and which also returns its residual branch."""
 
-    def __init__(self, inplanes: int, *args, hidden_channels: int, **kwargs) -> None:
+    def __init__(self, inplanes: int, *args: Any, hidden_channels: int, **kwargs: Any) -> None:
         super().__init__(inplanes + hidden_channels, *args, **kwargs)
 
     def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,7 +100,7 @@ class RLAResNet(TrainReturnsSelf, ResNet):
         (1, 512, 2, 3)
     """
 
-    def __init__(self, depth: int, *, hidden_channels: int = 32, **kwargs) -> None:
+    def __init__(self, depth: int, *, hidden_channels: int = 32, **kwargs: Any) -> None:
         require(is_positive(hidden_channels), 'hidden_channels', hidden_channels, 'a positive integer')
         self.hidden_channels = hidden_channels  # the base class builds the stages in its constructor
         super().__init__(depth, **kwargs)
@@ -109,7 +111,7 @@ class RLAResNet(TrainReturnsSelf, ResNet):
             self.cells[name] = RLACell(channels, hidden_channels, writers, self.norm_cfg)
         self._freeze_stages()
 
-    def make_res_layer(self, block: type, **kwargs) -> ResLayer:
+    def make_res_layer(self, block: type, **kwargs: Any) -> ResLayer:
         """Builds a stage out of blocks that read the hidden map."""
         kwargs.update(with_cp=False)  # the forward of the backbone checkpoints, the write included
         block = {BasicBlock: RLABasicBlock, Bottleneck: RLABottleneck}[block]

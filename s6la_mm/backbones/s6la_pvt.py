@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from mmdet.models.backbones.pvt import PyramidVisionTransformerV2, nlc_to_nchw
 from mmengine.registry import MODELS
@@ -65,10 +66,10 @@ class S6LAPVTv2(TokenStateMixin, PyramidVisionTransformerV2):
         out_indices: Sequence[int] = (0, 1, 2, 3),
         with_cp: bool = False,
         init_cfg: dict | list | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         require(arch is None or arch in self.arch_zoo, 'arch', arch, f'None or one of {tuple(self.arch_zoo)}')
-        kwargs = self.arch_zoo.get(arch, {}) | kwargs
+        kwargs = (self.arch_zoo[arch] if arch else {}) | kwargs
         last = kwargs.get('num_stages', 4) - 1
         chosen = bool(out_indices) and all(is_index(i, 0, last) for i in out_indices)
         require(chosen, 'out_indices', out_indices, f'one or more stages from 0 to {last}')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from mmdet.models.backbones.resnet import BasicBlock, Bottleneck, ResNet
 from mmdet.models.backbones.resnext import Bottleneck as ResNeXtBottleneck
@@ -16,10 +17,10 @@ from .families.resnet import RESNET
 from .map_state import MapStateMixin
 
 
-class _StateBlock:
+class _StateBlock(nn.Module):
     """What a residual block gains: a read of the state beside its first convolution."""
 
-    def __init__(self, *args, state_dim: int, read_init: str, **kwargs) -> None:
+    def __init__(self, *args: Any, state_dim: int, read_init: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.read = StateRead(state_dim, self.conv1, read_init)
 
@@ -116,7 +117,7 @@ class S6LAResNet(MapStateMixin, ResNet):
         base_width: int = 4,
         multi_grid: Sequence[int] | None = None,
         contract_dilation: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         require(is_positive(groups), 'groups', groups, 'a positive integer')
         require(is_positive(base_width), 'base_width', base_width, 'a positive integer')
@@ -136,7 +137,7 @@ class S6LAResNet(MapStateMixin, ResNet):
         has_dcn = self.dcn is None or self.block is Bottleneck
         require(has_dcn, 'dcn', self.dcn, f'None at depth {depth}: it needs depth 50 or more')
 
-    def make_res_layer(self, block: type, **kwargs) -> ResLayer:
+    def make_res_layer(self, block: type, **kwargs: Any) -> ResLayer:
         """Builds a stage, out of blocks that read the state where the stage carries it."""
         if self.groups > 1:
             require(block is Bottleneck, 'groups', self.groups, f'1 at depth {self.depth}: ResNeXt starts at depth 50')

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isqrt
+from typing import Any
 
 import torch.nn.functional as F
 from mmpretrain.models.backbones import SwinTransformer
 from mmpretrain.models.utils import resize_pos_embed
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..layers.options import is_index, require
 from .families.swin import SWIN
@@ -65,7 +66,7 @@ class S6LASwin(TokenStateMixin, SwinTransformer):
         out_indices: Sequence[int] = (3,),
         frozen_stages: int = -1,
         with_cp: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         if isinstance(arch, str):
             require(arch.lower() in self.arch_zoo, 'arch', arch, f'a dict or one of {tuple(self.arch_zoo)}')
@@ -180,7 +181,7 @@ class S6LASwin(TokenStateMixin, SwinTransformer):
         return state_dict
 
 
-def _check_map_size(attn, hw: tuple[int, int], image_size: tuple[int, int]) -> None:
+def _check_map_size(attn: nn.Module, hw: tuple[int, int], image_size: tuple[int, int]) -> None:
     """Raises a ValueError where a map is smaller than a window, which the attention would answer with an assertion."""
     if min(hw) < attn.window_size and not attn.pad_small_map:
         raise ValueError(

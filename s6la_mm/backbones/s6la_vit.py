@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isqrt
+from typing import Any
 
 import torch
 from mmpretrain.models.backbones import VisionTransformer
@@ -76,7 +77,7 @@ class S6LAViT(TokenStateMixin, VisionTransformer):
         window_size: int | None = None,
         global_layers: Sequence[int] | None = None,
         with_cp: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         num_layers = self._check_arch(arch, out_type)
         if isinstance(out_indices, int):
@@ -88,6 +89,7 @@ class S6LAViT(TokenStateMixin, VisionTransformer):
         has_token = with_cls_token or out_type != 'cls_token'
         require(has_token, 'with_cls_token', with_cls_token, "True with out_type='cls_token' (else use 'avg_featmap')")
         require(is_index(frozen_stages, -1, num_layers), 'frozen_stages', frozen_stages, f'from -1 to {num_layers}')
+        windowed: frozenset[int] = frozenset()
         if window_size is None:
             require(global_layers is None, 'global_layers', global_layers, 'None without window_size')
         else:
@@ -98,6 +100,7 @@ class S6LAViT(TokenStateMixin, VisionTransformer):
                 global_layers = sorted({max(num_layers * (i + 1) // 4 - 1, 0) for i in range(4)})
             in_range = all(is_index(i, 0, num_layers - 1) for i in global_layers)
             require(in_range, 'global_layers', global_layers, f'layers from 0 to {num_layers - 1}')
+            windowed = frozenset(range(num_layers)) - set(global_layers)
         super().__init__(
             arch,
             out_indices=[i % num_layers for i in out_indices],
@@ -108,7 +111,7 @@ class S6LAViT(TokenStateMixin, VisionTransformer):
         )
         self.with_cp = with_cp
         self.window_size = window_size
-        self.windowed = frozenset() if window_size is None else frozenset(range(num_layers)) - set(global_layers)
+        self.windowed = windowed
         reading = self.layers[:-1] if out_type == 'cls_token' else self.layers
         self._add_state([reading], [self.embed_dims], state_dim, discretization, input_norm)
         if frozen_stages > 0:
@@ -153,7 +156,7 @@ class S6LAViT(TokenStateMixin, VisionTransformer):
         return tuple(outs)
 
     def _block(self, layer: nn.Module, x: Tensor, hw: tuple[int, int], windowed: bool) -> Tensor:
-        if not windowed:
+        if self.window_size is None or not windowed:
             return layer(x)
         x = x + attend_in_windows(layer.attn, layer.ln1(x), hw, self.window_size)
         return layer.ffn(layer.ln2(x), identity=x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.utils.checkpoint as cp
@@ -58,14 +59,14 @@ class TokenStateMixin(TrainReturnsSelf, PretrainedMixin):
             return self.carries[stage - 1](h)
         return self.initial_state.expand(x.shape[0], x.shape[2], -1)
 
-    def _layer(self, stage: int, block: nn.Module, x: Tensor, h: Tensor, *args) -> tuple[Tensor, Tensor]:
+    def _layer(self, stage: int, block: nn.Module, x: Tensor, h: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
         """One layer of the network, checkpointed as a whole if ``with_cp``; ``args`` go to the block."""
         cell = self.cells[stage]
         if self.with_cp and torch.is_grad_enabled():
             return cp.checkpoint(self._step, block, cell, x, h, *args, use_reentrant=False)
         return self._step(block, cell, x, h, *args)
 
-    def _step(self, block: nn.Module, cell: S6LATokenCell, x: Tensor, h: Tensor, *args) -> tuple[Tensor, Tensor]:
+    def _step(self, block: nn.Module, cell: S6LATokenCell, x: Tensor, h: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
         """The block computes, the cell writes its summary token, every patch token reads the new state."""
         x = self._block(block, x, *args)
         if not hasattr(block, 'read'):  # nobody would use what is read: see S6LAViT
@@ -73,7 +74,7 @@ class TokenStateMixin(TrainReturnsSelf, PretrainedMixin):
         h = cell(summary_token(x, self.num_extra_tokens), h)
         return block.read(x, h, self.num_extra_tokens), h
 
-    def _block(self, block: nn.Module, x: Tensor, *args) -> Tensor:
+    def _block(self, block: nn.Module, x: Tensor, *args: Any) -> Tensor:
         return block(x, *args)
 
     def _freeze_state(self, num_stages: int) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from torch import nn
 
-class TrainReturnsSelf:
+
+class TrainReturnsSelf(nn.Module):
     """Makes ``train`` and ``eval`` of a backbone return it; put it before the base class."""
 
     def train(self, mode: bool = True) -> TrainReturnsSelf:

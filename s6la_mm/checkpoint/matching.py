@@ -172,7 +172,7 @@ def _choose_layout(
         prefix = without_wrappers(prefix.rstrip('.') + '.')
     candidates = module.family.layouts
     if isinstance(layout, Layout):
-        if layout.backbone not in (cls.__name__ for cls in type(module).__mro__):
+        if layout.backbone not in {cls.__name__ for cls in type(module).__mro__}:
             raise ValueError(f'layout {layout.name!r} is of {layout.backbone}, and the backbone is a {name}')
         candidates = (layout,)
     elif layout != 'auto':

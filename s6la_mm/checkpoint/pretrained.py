@@ -9,18 +9,20 @@ from __future__ import annotations
 import logging
 
 from mmengine.logging import print_log
-from mmengine.model import PretrainedInit, update_init_info
+from mmengine.model import BaseModule, PretrainedInit, update_init_info
 from torch import Tensor, nn
 
 from .matching import check_finite, is_counter, match_backbone, shortened
 from .reading import read_weights
 
 
-class PretrainedMixin:
+class PretrainedMixin(BaseModule):
     """Makes a backbone load ``Pretrained`` init_cfgs through :func:`load_pretrained`; put it before the base class.
 
     The subclass sets ``family``, which has the ``layouts`` of checkpoints that it can start from.
     """
+
+    init_cfg: dict | list[dict] | None
 
     def _init_plain(self, loads_checkpoint: bool) -> None:
         super().init_weights()

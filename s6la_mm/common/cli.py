@@ -9,6 +9,7 @@ import os.path as osp
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from mmengine.config import Config, DictAction
 
@@ -34,7 +35,7 @@ def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that every OpenMMLab train and test tool has.
 
     Args:
-        parser: gets ``--work-dir --cfg-options --launcher --local_rank``.
+        parser (ArgumentParser): Gets ``--work-dir --cfg-options --launcher --local_rank``.
     """
     parser.add_argument(
         '--work-dir',
@@ -68,17 +69,17 @@ def load_config(
     """Read a config the way OpenMMLab's tools do.
 
     Args:
-        path: config file.
-        cfg_options: overrides, as ``DictAction`` parses them.
-        work_dir: goes before the config's own ``work_dir``, which goes before
-            ``./work_dirs/<config name>``.
-        launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
+        path (str): The config file.
+        cfg_options (dict, optional): Overrides, as ``DictAction`` parses them. Defaults to None.
+        work_dir (str, optional): Goes before the config's own ``work_dir``, which goes before
+            ``./work_dirs/<config name>``. Defaults to None.
+        launcher (str): ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``. Defaults to ``'none'``.
 
     Returns:
-        The config with ``work_dir`` and ``launcher`` set.
+        Config: With ``work_dir`` and ``launcher`` set.
 
     Raises:
-        FileNotFoundError: if the file is not there.
+        FileNotFoundError: If the file is not there.
 
     Example:
         >>> cfg = load_config('configs/quickstart/mask-rcnn_s6la-r18_shapes.py', {'train_cfg.max_iters': 2})
@@ -101,13 +102,13 @@ def find_images(inputs: list[str]) -> list[str]:
     """Expand images, folders and glob patterns.
 
     Args:
-        inputs: paths or patterns; of a folder the images directly in it are taken.
+        inputs (list[str]): Paths or patterns; of a folder the images directly in it are taken.
 
     Returns:
-        Sorted paths without repetition.
+        list[str]: Sorted paths without repetition.
 
     Raises:
-        FileNotFoundError: if one of ``inputs`` matches no image.
+        FileNotFoundError: If one of ``inputs`` matches no image.
     """
     images = set()
     for item in inputs:
@@ -125,11 +126,11 @@ def require_file(path: str, what: str) -> None:
     """Check that a file given on the command line is there; addresses such as ``https://`` pass.
 
     Args:
-        path: the path or address.
-        what: what it is, for the message.
+        path (str): The path or address.
+        what (str): What it is, for the message.
 
     Raises:
-        FileNotFoundError: naming ``what`` and the path.
+        FileNotFoundError: Naming ``what`` and the path.
     """
     if '://' not in path and not osp.isfile(path):
         raise FileNotFoundError(f'{what} {path!r} does not exist (looked for in {os.getcwd()})')
@@ -139,10 +140,10 @@ def require_writable(folder: str) -> None:
     """Checks before a run that its folder can be made and written to.
 
     Args:
-        folder: the work dir.
+        folder (str): The work dir.
 
     Raises:
-        UsageError: naming the folder and the reason.
+        UsageError: Naming the folder and the reason.
     """
     probe = osp.join(folder, f'.writable-{os.getpid()}')
     try:
@@ -163,10 +164,10 @@ def clear_errors(cfg: Config | None = None) -> Iterator[None]:
     Everything else passes.
 
     Args:
-        cfg: the config, once it is known: its keys are named in the message.
+        cfg (Config, optional): The config, once it is known: its keys are named in the message.
 
     Raises:
-        SystemExit: with the message, which Python prints to stderr.
+        SystemExit: With the message, which Python prints to stderr.
     """
     try:
         yield
@@ -182,7 +183,7 @@ def checkpoint_errors() -> Iterator[None]:
     """Turn the errors of s6la_mm.checkpoint, which are sentences for users, into one line and exit status 1.
 
     Raises:
-        SystemExit: with the message, which Python prints to stderr.
+        SystemExit: With the message, which Python prints to stderr.
     """
     try:
         yield
@@ -215,7 +216,7 @@ def _missing_path(error: BaseException, text: str) -> str | None:
         return str(error.filename)
     # A DataLoader worker's error arrives as text only: its traceback is the message.
     match = _MISSING_FILE.search(text)
-    return match.group(match.lastgroup) if match else None
+    return match[match.lastgroup] if match and match.lastgroup else None
 
 
 def _what_to_set(path: str, cfg: Config | None) -> str:
@@ -241,7 +242,7 @@ def _is_under(path: str, folder: str) -> bool:
     return osp.abspath(path).startswith(osp.abspath(folder).rstrip('/') + '/')
 
 
-def _string_entries(node: object, prefix: str = '') -> Iterator[tuple[str, str]]:
+def _string_entries(node: Any, prefix: str = '') -> Iterator[tuple[str, str]]:
     """Yield (dotted key, value) of the config's strings that the runner reads."""
     items = node.items() if isinstance(node, dict) else enumerate(node)
     for key, value in items:

@@ -270,8 +270,8 @@ def _new_name(entry: Entry, to: str, root: str, match: Match, head: str) -> str 
         return inside if entry.note == OUTSIDE and match.prefix.endswith('backbone.') else None
     if entry.note == CLASS_HEAD:
         kind = entry.source.rpartition('.')[2]
-    elif entry.note == OUTSIDE and _HEAD.fullmatch(inside):
-        kind = _HEAD.fullmatch(inside)[1]
+    elif entry.note == OUTSIDE and (found := _HEAD.fullmatch(inside)):
+        kind = found[1]
     else:
         return None
     return f'{head}.{kind}'

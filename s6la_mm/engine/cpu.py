@@ -7,6 +7,7 @@ import gc
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -43,7 +44,7 @@ class CPUDistributedDataParallel(MMDistributedDataParallel):
     kernels, become ``BN`` layers with the same parameters, as mmengine does for one process.
     """
 
-    def __init__(self, module: nn.Module, device_ids: list[int] | None = None, **kwargs) -> None:
+    def __init__(self, module: nn.Module, device_ids: list[int] | None = None, **kwargs: Any) -> None:
         if any(type(layer).__name__ == 'SyncBatchNorm' for layer in module.modules()):  # torch's or mmcv's
             print_log(
                 'SyncBN does not work on the CPU: each process normalises its own images (BN). Give every process at '
@@ -61,10 +62,10 @@ def init_cpu_process_group(cfg: Config) -> None:
     mmengine's own start calls ``torch.cuda.set_device``; it is skipped where a process group exists already.
 
     Args:
-        cfg: config with ``launcher`` set; its ``model_wrapper_cfg`` is changed in place where needed.
+        cfg (Config): A config with ``launcher`` set; its ``model_wrapper_cfg`` is changed in place where needed.
 
     Raises:
-        UsageError: for the launchers that are for accelerators only.
+        UsageError: For the launchers that are for accelerators only.
     """
     if cfg.launcher == 'none' or get_device() != 'cpu':
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from mmengine.dist import get_dist_info
 from torch.utils.data import DataLoader
@@ -20,7 +21,9 @@ class SeededDataset:
         dataset (Dataset): The data set.
     """
 
-    def __init__(self, dataset) -> None:
+    dataset: Any
+
+    def __init__(self, dataset: Any) -> None:
         object.__setattr__(self, 'dataset', dataset)
 
     def __getitem__(self, item: int | tuple[int, int]) -> object:
@@ -58,7 +61,7 @@ class SeededBatches:
         endless (bool): Go on with the next epoch instead of ending.
     """
 
-    def __init__(self, batches, seed: int, endless: bool) -> None:
+    def __init__(self, batches: Any, seed: int, endless: bool) -> None:
         self.batches = batches
         self.seed = seed
         self.endless = endless
@@ -98,8 +101,9 @@ class SeededBatches:
         """Tells the sampler which epoch's order comes next."""
         self.epoch = epoch
         for sampler in (self.batches, getattr(self.batches, 'sampler', None)):
-            if hasattr(sampler, 'set_epoch'):
-                sampler.set_epoch(epoch)
+            set_epoch = getattr(sampler, 'set_epoch', None)
+            if set_epoch is not None:
+                set_epoch(epoch)
 
 
 class ResumableDataLoader(DataLoader):

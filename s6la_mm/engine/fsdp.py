@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from mmengine._strategy import FSDPStrategy
@@ -53,11 +54,11 @@ def _cells(module: nn.Module) -> list[nn.Module]:
 class CPUFullyShardedDataParallel(MMFullyShardedDataParallel):
     """``MMFullyShardedDataParallel`` on a machine without an accelerator, through gloo."""
 
-    def __init__(self, module: nn.Module, device_id: int | None = None, **kwargs) -> None:
+    def __init__(self, module: nn.Module, device_id: int | None = None, **kwargs: Any) -> None:
         super().__init__(module=module, device_id=torch.device('cpu'), **kwargs)
 
 
-def _clip_all_shards(model: FullyShardedDataParallel, parameters: list[Tensor], **kwargs) -> Tensor:
+def _clip_all_shards(model: FullyShardedDataParallel, parameters: list[Tensor], **kwargs: Any) -> Tensor:
     return model.clip_grad_norm_(**kwargs)
 
 
@@ -71,7 +72,7 @@ class S6LAFSDPStrategy(FSDPStrategy):
 
     Args:
         model_wrapper (dict, optional): Options of ``MMFullyShardedDataParallel``, before the defaults of this package.
-        state_dict_cfg (str or dict): Defaults to ``'full'``.
+        state_dict_cfg (str | dict): Defaults to ``'full'``.
         **kwargs: Those of ``FSDPStrategy``.
 
     Example:
@@ -79,7 +80,9 @@ class S6LAFSDPStrategy(FSDPStrategy):
         >>> strategy = dict(type='S6LAFSDPStrategy')
     """
 
-    def __init__(self, *, model_wrapper: dict | None = None, state_dict_cfg: str | dict = 'full', **kwargs) -> None:
+    def __init__(
+        self, *, model_wrapper: dict | None = None, state_dict_cfg: str | dict = 'full', **kwargs: Any
+    ) -> None:
         is_cpu = get_device() == 'cpu'
         defaults = dict(
             type='CPUFullyShardedDataParallel' if is_cpu else 'MMFullyShardedDataParallel',

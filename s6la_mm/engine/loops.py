@@ -6,13 +6,14 @@ import json
 import logging
 import os.path as osp
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from mmengine.dist import broadcast_object_list, get_rank, is_main_process
 from mmengine.logging import print_log
 from mmengine.registry import LOOPS
-from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
 from ..common.files import write_atomically
@@ -22,16 +23,18 @@ from .seeding import derive_seed, seed_generators
 _POSITION = 'train_position'  # in the message hub, which checkpoints hold
 
 
-class _Resumable:
+class _Resumable(BaseLoop):
     """What both loops share: the data loader, the seeds, and evaluations that a kill cut off."""
 
     endless = False
+    dataloader: ResumableDataLoader
+    _iter: int
 
-    def __init__(self, runner, dataloader: DataLoader | dict, **kwargs) -> None:
+    def __init__(self, runner: Runner, dataloader: DataLoader | dict, **kwargs: Any) -> None:
         self._dataloader_cfg = dataloader
         super().__init__(runner, self._build(runner), **kwargs)
 
-    def _build(self, runner, dataset=None) -> ResumableDataLoader:
+    def _build(self, runner: Runner, dataset: Any = None) -> ResumableDataLoader:
         cfg = self._dataloader_cfg
         if dataset is not None and isinstance(cfg, dict):
             cfg = dict(cfg, dataset=dataset)
@@ -45,7 +48,7 @@ class _Resumable:
         if self._seed != self.runner.seed:
             self.dataloader = self._build(self.runner, self.dataloader.dataset.dataset)
 
-    def run_iter(self, *args) -> None:
+    def run_iter(self, *args: Any) -> None:
         """One iteration; its random numbers depend on its number."""
         seed_generators(derive_seed(self.runner.seed, self._iter, get_rank()))
         super().run_iter(*args)
@@ -97,7 +100,7 @@ class ResumableEpochBasedTrainLoop(_Resumable, EpochBasedTrainLoop):
 
     Args:
         runner (Runner): The runner.
-        dataloader (DataLoader or dict): The training data.
+        dataloader (DataLoader | dict): The training data.
         **kwargs: ``max_epochs`` and the others of ``EpochBasedTrainLoop``.
 
     Example:
@@ -171,7 +174,7 @@ class ResumableIterBasedTrainLoop(_Resumable, IterBasedTrainLoop):
 
     Args:
         runner (Runner): The runner.
-        dataloader (DataLoader or dict): The training data; a sampler that ends is begun anew, as its next epoch.
+        dataloader (DataLoader | dict): The training data; a sampler that ends is begun anew, as its next epoch.
         **kwargs: ``max_iters`` and the others of ``IterBasedTrainLoop``.
 
     Example:

@@ -14,10 +14,10 @@ def build_runner(cfg: Config) -> Runner:
     """Build the config's runner (``runner_type`` if it has one), on machines without an accelerator too.
 
     Args:
-        cfg: a complete config; changed in place.
+        cfg (Config): A complete config; changed in place.
 
     Returns:
-        The runner, ready for ``train()`` or ``test()``.
+        Runner: Ready for ``train()`` or ``test()``.
     """
     if cfg.get('default_scope') == 'mmpretrain':
         _fill_mmpretrain_dataloaders(cfg)

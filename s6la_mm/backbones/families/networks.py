@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -26,7 +27,7 @@ def load(network: nn.Module, source: dict[str, Tensor], may_lack: tuple[str, ...
 
 def openmmlab(backbone: nn.Module, source: dict[str, Tensor], size: tuple[int, int]) -> Callable[[Tensor], Tensor]:
     """The class that a backbone extends: its forward pass on the blocks, which are plain ones with a read beside."""
-    base = next(c for c in type(backbone).__mro__ if c.__module__.startswith(('mmpretrain.', 'mmdet.')))
+    base: Any = next(c for c in type(backbone).__mro__ if c.__module__.startswith(('mmpretrain.', 'mmdet.')))
     network = copy.deepcopy(backbone).float()
     load(network, source, may_lack=('initial_state', 'cells.', 'carries.', 'norm', 'ln2.'))
     network.eval()

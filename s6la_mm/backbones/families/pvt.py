@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -11,7 +12,7 @@ from .family import Family, Size
 from .networks import load, openmmlab
 
 # Layers and the ratios that differ from the base class's, as in mmdet's configs.
-ARCH_ZOO = {
+ARCH_ZOO: dict[str, dict[str, Any]] = {
     'b0': dict(embed_dims=32, num_layers=[2, 2, 2, 2]),
     'b1': dict(embed_dims=64, num_layers=[2, 2, 2, 2]),
     'b2': dict(embed_dims=64, num_layers=[3, 4, 6, 3]),

@@ -6,6 +6,8 @@ label, hours after the start if the file is rare.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from mmengine.dist import get_dist_info
 from mmengine.hooks import Hook
@@ -59,7 +61,7 @@ def unknown_labels(labels: np.ndarray, num_classes: int, ignore_index: int) -> d
     return {label: int(pixels[label]) for label in present if label >= num_classes and label != ignore_index}
 
 
-def check_labels(dataset, num_classes: int) -> None:
+def check_labels(dataset: Any, num_classes: int) -> None:
     """Reads this process's share of the label maps of a data set, and counts labels out of range.
 
     Args:

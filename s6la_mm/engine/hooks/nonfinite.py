@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
+from typing import Any
 
 import torch
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
+from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ...common.errors import UsageError
@@ -47,9 +49,9 @@ class NonFiniteHook(Hook):
         self._handles: list = []
         self._buffers: list[Tensor] = []
         self._kept: list[Tensor] = []
-        self._scale = None
+        self._scale: float | None = None
 
-    def before_train(self, runner) -> None:
+    def before_train(self, runner: Runner) -> None:
         """Looks at the gradients before every step from now on."""
         wrappers = getattr(runner.optim_wrapper, 'optim_wrappers', {None: runner.optim_wrapper}).values()
         for wrapper in wrappers:
@@ -59,7 +61,7 @@ class NonFiniteHook(Hook):
         self._kept = [b.clone() for b in self._buffers]
         self._scale = self._loss_scale(runner)
 
-    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Keeps the statistics of batch norm."""
         if self._between_steps:  # gradients are accumulated: they are from before the first of these iterations
             return
@@ -68,7 +70,9 @@ class NonFiniteHook(Hook):
         if self._buffers:
             torch._foreach_copy_(self._kept, self._buffers)
 
-    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
         """Counts bad iterations.
 
         Raises:
@@ -80,7 +84,8 @@ class NonFiniteHook(Hook):
         if loss_is_bad:
             self._put_back()  # at once, for a checkpoint between two steps
         # A loss that one of several processes has for itself must not stop that one alone.
-        self._is_bad |= (loss_is_bad and not runner.distributed) or (scale is not None and scale < previous)
+        self._is_bad |= loss_is_bad and not runner.distributed
+        self._is_bad |= scale is not None and previous is not None and scale < previous
         self._files.append(_files(data_batch))
         self._between_steps = not has_stepped(runner.optim_wrapper)
         if self._between_steps:
@@ -96,7 +101,7 @@ class NonFiniteHook(Hook):
         if self._bad_in_a_row >= self.max_consecutive:
             raise UsageError(self._report(runner, what, files, data_batch))
 
-    def after_train(self, runner) -> None:
+    def after_train(self, runner: Runner) -> None:
         """Lets the optimizer go."""
         for handle in self._handles:
             handle.remove()
@@ -114,11 +119,11 @@ class NonFiniteHook(Hook):
             torch._foreach_copy_(self._buffers, self._kept)
 
     @staticmethod
-    def _loss_scale(runner) -> float | None:
-        scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
-        return scaler.get_scale() if hasattr(scaler, 'get_scale') else None
+    def _loss_scale(runner: Runner) -> float | None:
+        get_scale = getattr(getattr(runner.optim_wrapper, 'loss_scaler', None), 'get_scale', None)
+        return None if get_scale is None else get_scale()
 
-    def _report(self, runner, what: str, files: str, data_batch: object) -> str:
+    def _report(self, runner: Runner, what: str, files: str, data_batch: object) -> str:
         where = find_non_finite(runner.model, data_batch)
         self._put_back()
         hook = SafeCheckpointHook.of(runner)
@@ -139,7 +144,7 @@ def find_non_finite(model: nn.Module, data_batch: object) -> str:
 
     Args:
         model (nn.Module): Detector, segmentor or classifier of OpenMMLab, wrapped or not.
-        data_batch: What its data loader gave.
+        data_batch (dict): What its data loader gave.
 
     Returns:
         str: A sentence without its full stop.
@@ -174,7 +179,7 @@ def find_non_finite(model: nn.Module, data_batch: object) -> str:
     return 'All states and feature maps of the backbone are finite: it begins in the neck, the heads or the loss'
 
 
-def _is_finite(value: object) -> bool:
+def _is_finite(value: Any) -> bool:
     return bool(value.isfinite().all()) if isinstance(value, Tensor) else math.isfinite(value)
 
 

@@ -9,12 +9,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing.util import Finalize
 from types import FrameType
+from typing import Any
 
 import torch
 from mmengine.dist import barrier
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
+from mmengine.runner import Runner
 from torch import Tensor, distributed
 
 from ...common.files import write_atomically
@@ -57,7 +59,7 @@ class PreemptionHook(Hook):
         self._since_agreement = 0
         self._previous: dict = {}
 
-    def before_train(self, runner) -> None:
+    def before_train(self, runner: Runner) -> None:
         """Takes over the signals; only the main thread may."""
         if threading.current_thread() is not threading.main_thread():
             return
@@ -72,14 +74,18 @@ class PreemptionHook(Hook):
             # Of its own and on the CPU: the others would wait for the device at each agreement.
             self._group = distributed.new_group(backend='gloo')
 
-    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
         """Stops here if a signal has come."""
         self._since_agreement += 1
         # Gradients that wait for those of further iterations are in no checkpoint.
         if has_stepped(runner.optim_wrapper) and self._agree():
             self._leave(runner, runner.iter + 1)
 
-    def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+    def after_val_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
         """Stops here if a signal has come; the evaluation is made up for after the resume."""
         loader = runner.val_dataloader
         # The processes may differ by one batch at the end.
@@ -91,7 +97,7 @@ class PreemptionHook(Hook):
                     hook.after_val_epoch(runner)
             self._leave(runner, runner.iter)
 
-    def after_train(self, runner) -> None:
+    def after_train(self, runner: Runner) -> None:
         """Gives the signals back."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
@@ -110,7 +116,7 @@ class PreemptionHook(Hook):
         distributed.all_reduce(stops, distributed.ReduceOp.MAX, self._group)
         return bool(stops)
 
-    def _leave(self, runner, iteration: int) -> None:
+    def _leave(self, runner: Runner, iteration: int) -> None:
         hook = SafeCheckpointHook.of(runner)
         name = self._received.name if self._received else 'a signal to another process'
         if hook is None:
@@ -132,7 +138,7 @@ def _start_worker(signals: list[signal.Signals], is_running: Tensor, init_fn: Ca
     It ends with its training; and if that is too busy to end it, a minute after the signal.
     """
 
-    def note(*_) -> None:
+    def note(*_: Any) -> None:
         if not is_running:
             os._exit(0)  # as PyTorch's own handler, which this one replaces, when its training exits
         signal.alarm(60)

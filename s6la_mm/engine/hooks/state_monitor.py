@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ...layers.probes import watch_cells
@@ -34,18 +37,20 @@ class StateMonitorHook(Hook):
         self._handles: list = []
         self._seen: dict[str, list[Tensor]] = {}  # per cell, per write: the five numbers
 
-    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Starts to look, if it is the iteration."""
         if is_main_process() and self.every_n_train_iters(runner, self.interval):
             self._handles = watch_cells(runner.model, self._look)
 
-    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
         """Sends what was seen."""
         if not self._handles:
             return
         for handle in self._handles:
             handle.remove()
-        scalars = {}
+        scalars: dict[str, float] = {}
         for name, writes in self._seen.items():
             rms, low, mean, high, decay = torch.stack(writes).cpu().unbind(1)
             values = dict(
