@@ -6,7 +6,7 @@ import re
 import yaml
 from tool_runner import ROOT
 
-FOLDERS = ('s6la_mm', 'tools', '.dev_scripts', 'tests')
+FOLDERS = ('s6la_mm',)
 SECTION = re.compile(r'(?m)^(Args|Attributes|Raises):\n((?:    .*\n|\n)+)')
 # `name (type): Text.`; the text may begin with code, and what * and ** collect needs no type.
 ENTRY = re.compile(r'(?:\w+ \(.+?\)|\*{1,2}\w+(?: \(.+?\))?): \S')
