@@ -11,8 +11,8 @@ PATH = re.compile(rf'(?<![\w/.-])(?:{"|".join(map(re.escape, FOLDERS))})/[\w./-]
 
 
 def paths(text):
-    """What looks like a path in this repository; ``work_dirs/…`` and the like do not."""
-    return {match.rstrip('.') for match in PATH.findall(text)}
+    """What looks like a path in this repository; ``work_dirs/…`` does not, nor where ``NAME`` stands for a name."""
+    return {match.rstrip('.') for match in PATH.findall(text) if 'NAME' not in match}
 
 
 def missing(text):
