@@ -1,20 +1,23 @@
-"""s6la_mm/benchmarks/distributed.py: what the processes do, in this one, and how a launch ends."""
+"""s6la_mm/benchmarks/distributed.py: what the processes do, in this one, and how a group ends."""
 
 from __future__ import annotations
 
+import signal
 import time
+import traceback
 
 import pytest
 import torch
 from mmengine.config import Config
 from tool_runner import ROOT
+from torch.multiprocessing import ProcessRaisedException, start_processes
 
-from s6la_mm.benchmarks import distributed as distributed_benchmark
-from s6la_mm.benchmarks.distributed import Settings
+from s6la_mm.benchmarks import distributed
+from s6la_mm.benchmarks.distributed import Job
 from s6la_mm.common.errors import UsageError
 
 QUICKSTART = ROOT / 'configs/quickstart/retinanet_s6la-r18_shapes.py'
-TINY = Settings(config=str(QUICKSTART), cfg_options=None, device='cpu', batch=2, iterations=2, shape=(64, 64))
+TINY = Job(config=str(QUICKSTART), cfg_options=None, device='cpu', batch=2, rounds=2, shape=(64, 64))
 
 
 @pytest.fixture
@@ -24,19 +27,19 @@ def one_process(monkeypatch):
 
 
 @pytest.mark.slow
-def test_work_times_both_networks(one_process, tmp_path, monkeypatch):
+def test_both_networks_are_timed(one_process, tmp_path, monkeypatch):
     """One process has nothing to synchronise; weights stay what they are, so that all rounds time the same network."""
     built = {}
-    build = distributed_benchmark._build
+    build = distributed._build
 
     def remember(cfg, name):
         runner = built[name] = build(cfg, name)
         runner.before = {key: value.clone() for key, value in runner.model.named_parameters()}
         return runner
 
-    monkeypatch.setattr(distributed_benchmark, '_build', remember)
-    networks = (distributed_benchmark.S6LA, distributed_benchmark.PLAIN)
-    result = distributed_benchmark.work(dict(TINY._asdict(), networks=networks, folder=str(tmp_path)))
+    monkeypatch.setattr(distributed, '_build', remember)
+    networks = (distributed.S6LA, distributed.PLAIN)
+    result = distributed.measure_training(TINY._replace(networks=networks), str(tmp_path))
     assert set(result['times']) == set(networks)
     for name in networks:
         assert list(result['times'][name]) == ['synchronised'] and len(result['times'][name]['synchronised']) == 2
@@ -46,7 +49,7 @@ def test_work_times_both_networks(one_process, tmp_path, monkeypatch):
         assert built[name].optim_wrapper.optimizer.state  # which has worked
     added = set(built['S6LA'].before) - set(built['plain'].before)
     assert added and all('read' in key or 'cell' in key or 'initial_state' in key for key in added)
-    assert result['about']['backend'] is None and result['waits'] == dict.fromkeys(networks)
+    assert result['data'] == 'random images of 64 × 64' and result['waits'] == dict.fromkeys(networks)
 
 
 @pytest.mark.slow
@@ -59,9 +62,8 @@ def test_data_of_the_config(one_process, tmp_path, monkeypatch):
         'generator = dict(num_train=5, num_val=1, image_size=64)\n'
         'train_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(generator=generator))\n'
     )
-    job = dict(TINY._asdict(), config=str(config), shape=None, folder=str(tmp_path))
-    result = distributed_benchmark.work(job)
-    assert result['about']['data'] == 'ShapesDataset, 0 workers per process'
+    result = distributed.measure_training(TINY._replace(config=str(config), shape=None), str(tmp_path))
+    assert result['data'] == 'ShapesDataset, 0 workers per process'
     assert 0 < result['waits']['S6LA'] < max(result['times']['S6LA']['synchronised'])
 
 
@@ -77,42 +79,44 @@ def test_data_that_is_not_there():
     from mmengine.registry import DefaultScope
 
     with DefaultScope.overwrite_default_scope('mmdet'):
-        batches, data = distributed_benchmark._batches(cfg, Model(), 1, None)
+        batches, data = distributed._batches(cfg, Model(), TINY._replace(batch=1, shape=None))
     assert data == 'random images of 800 × 1344'
     first, second = next(batches), next(batches)
     assert first['inputs'][0].shape == (3, 800, 1344)
     assert first['data_samples'][0] is not second['data_samples'][0]  # a step may change them
 
 
-def test_batches():
-    assert TINY.batch_per_process(4) == 2
-    assert TINY._replace(strong=True, batch=8).batch_per_process(4) == 2
-    with pytest.raises(UsageError, match=r'a batch of 8 .* 3 do not divide it: set --batch to a multiple of 3'):
-        TINY._replace(strong=True, batch=8).batch_per_process(3)
+def test_processes_that_take_too_long_are_stopped(monkeypatch):
+    """While they still import torch; none of them is left."""
+    groups = []
 
+    def remember(*args, **kwargs):
+        groups.append(start_processes(*args, **kwargs))
+        return groups[-1]
 
-def test_launch_that_takes_too_long_leaves_nothing(tmp_path):
-    """Stopped while the processes still import torch."""
-    started = []
-    start = distributed_benchmark._start_node
-
-    def remember(*args):
-        started.append(start(*args))
-        return started[-1]
-
+    monkeypatch.setattr(distributed, 'start_processes', remember)
     begin = time.monotonic()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distributed_benchmark, '_start_node', remember)
-        with pytest.raises(UsageError, match=r'2 processes were not done after 1 s .* raise --timeout'):
-            distributed_benchmark.launch(TINY._asdict(), 2, 1, 1, timeout=1.0)
-    assert len(started) == 2 and all(agent.poll() is not None for agent in started)
+    with pytest.raises(UsageError, match=r'2 processes were not done after 1 s .* raise --timeout'):
+        distributed.run_group(TINY, 2, 1, timeout=1.0)
+    (group,) = groups
+    assert [process.exitcode for process in group.processes] == [-signal.SIGKILL] * 2
     assert time.monotonic() - begin < 60
 
 
-def test_a_process_writes_down_what_stopped_it(tmp_path):
-    (tmp_path / 'node-0.log').write_text('Traceback ...\n  exitcode  : 1 (pid: 7)\n')
-    (tmp_path / 'error-3.txt').write_text('x.json does not exist.')
-    assert distributed_benchmark._what_went_wrong(tmp_path, 4) == 'process 3 of 4 stopped: x.json does not exist.'
-    (tmp_path / 'error-3.txt').unlink()
-    message = distributed_benchmark._what_went_wrong(tmp_path, 4)
-    assert message.startswith('a process of 4 ended with exit code 1; the end of its output:\nTraceback')
+def test_what_stops_a_process_is_said_in_a_line(monkeypatch, tmp_path):
+    """The process ends with a sentence for users, and its parent finds it at the end of the traceback."""
+    monkeypatch.setenv('RANK', '')
+    monkeypatch.setenv('LOCAL_RANK', '')
+    with pytest.raises(UsageError) as stopped:
+        distributed._run_process(1, TINY._replace(config='nowhere.py'), str(tmp_path))
+    trace = ''.join(traceback.format_exception(UsageError, stopped.value, stopped.value.__traceback__))
+
+    class Group:
+        processes = ()
+
+        def join(self, timeout):
+            raise ProcessRaisedException(f'-- Process 1 terminated with the following error:\n{trace}', 1, 0)
+
+    monkeypatch.setattr(distributed, 'start_processes', lambda *args, **kwargs: Group())
+    with pytest.raises(UsageError, match=r"^process 1 of 2 stopped: config 'nowhere\.py' does not exist"):
+        distributed.run_group(TINY, 2, 1, timeout=1.0)

@@ -1,36 +1,45 @@
-"""Capacity plan: memory, communication and efficiency of training on 1 to 1024 GPUs, from measured bytes and FLOPs.
+"""Capacity plan: memory, communication and efficiency of training Mask R-CNN on 1 to 1024 GPUs.
 
-Bytes and FLOPs are measured on the CPU. Bandwidths, latency and the speed of a GPU are assumptions, given as options.
-``--write`` puts the tables between the marks of a document.
+Bytes and FLOPs of an image are measured on the CPU, where tensors are as large as on every device. Bandwidths, latency
+and the speed of a GPU are assumptions, given as options. docs/capacity.md has the formulas in words; ``--write`` puts
+the tables between its marks.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Iterator
+import math
+import weakref
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
+import torch
 from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, init_default_scope
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
 
 import s6la_mm  # noqa: F401  (registers the backbones)
-from s6la_mm.benchmarks import capacity
-from s6la_mm.benchmarks.capacity import Cluster, Measured
 from s6la_mm.common.cli import clear_errors, load_config, require_file
+from s6la_mm.common.configs import plain_config, random_batch, without_downloads
 from s6la_mm.common.errors import UsageError
 from s6la_mm.common.files import replace_between
 
 ROOT = Path(__file__).parents[2]
 BEGIN, END = '<!-- tables of tools/benchmarks/capacity_plan.py -->', '<!-- end of the tables -->'
-DEPTHS = (50, 101)
-NETWORKS = ('plain', 'S6LA', 'S6LA, with_cp')
-SMALLER = ((256, 384), (512, 768))  # from which the full size is extrapolated, as a check of the measurement
-MB, GIB = 1e6, 2**30
+DEPTHS = ('50', '101')
+MB, MIB, GIB = 1e6, 2**20, 2**30
+BUCKET = 25 * MIB  # of DistributedDataParallel, whose first one has 1 MiB
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args() -> Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument('--measurements', type=Path, help='file of measurements: read, or written if it is not there')
     parser.add_argument('--write', type=Path, metavar='DOCUMENT', help='put the tables between its marks')
     parser.add_argument('--gpus', type=int, nargs='+', default=[1, 8, 64, 256, 1024])
@@ -39,9 +48,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--tflops', type=float, default=40.0, help='sustained by a GPU; a multiply-add is two')
     parser.add_argument('--gpus-per-node', type=int, default=8)
     parser.add_argument('--intra', type=float, default=400.0, help='GB/s that a GPU sends inside a node')
-    parser.add_argument(
-        '--inter', type=float, nargs=2, default=[50.0, 25.0], help='GB/s that a GPU sends to other nodes'
-    )
+    parser.add_argument('--inter', type=float, nargs=2, default=[50.0, 25.0], help='GB/s that it sends to other nodes')
     parser.add_argument('--latency', type=float, default=5.0, help='microseconds of a step of the ring')
     parser.add_argument('--images', type=int, default=117266, help='of an epoch; default: COCO train2017, as filtered')
     parser.add_argument('--largest-batch', type=int, default=256, help='for which the linear rule is trusted')
@@ -49,234 +56,222 @@ def parse_args() -> argparse.Namespace:
     numbers = [*args.gpus, args.batch, *args.shape, args.gpus_per_node, args.images, args.largest_batch]
     if min([*numbers, args.tflops, args.intra, *args.inter]) <= 0 or args.latency < 0:
         parser.error('all options must be positive')
+    for gpus in args.gpus:
+        if gpus % min(gpus, args.gpus_per_node):
+            parser.error(f'{gpus} GPUs do not fill nodes of {args.gpus_per_node}: use a multiple of that')
     return args
 
 
-def config_of(depth: int) -> Config:
+class Costs(NamedTuple):
+    """What a training step of one GPU costs: bytes, and multiply-adds of forward and backward."""
+
+    parameters: int
+    buffers: int
+    gradients: int  # frozen weights have none
+    optimizer: int  # its state after a step
+    activations: int  # what autograd keeps between forward and backward
+    flops: int
+    largest_unit: int  # the largest part that FSDP gathers at once: a stage of the backbone, a head
+
+
+def size_of(tensors: Iterable[Tensor]) -> int:
+    """Bytes of tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def weigh_forward(model: nn.Module, forward: Callable[[], Tensor]) -> tuple[Tensor, int]:
+    """The result of a forward pass, and the bytes of the storages kept for its backward pass, without its own."""
+    kept: list[weakref.ref] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        tensor = tensor.detach()
+        kept.append(weakref.ref(tensor))
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = forward()
+    alive = [tensor.untyped_storage() for tensor in (ref() for ref in kept) if tensor is not None]
+    own = {tensor.untyped_storage().data_ptr() for tensor in chain(model.parameters(), model.buffers())}
+    return result, sum({s.data_ptr(): s.nbytes() for s in alive if s.data_ptr() not in own}.values())
+
+
+def measure_step(cfg: Config, shape: tuple[int, int], images: int = 1, objects: int = 128) -> Costs:
+    """Measures a training step in float32; 128 objects give the mask head as many RoIs as the detector ever samples."""
+    without_downloads(cfg.model)
+    init_default_scope(cfg.default_scope)
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)  # with the numbers of its constructors: their sizes are what counts
+    model.train()
+    optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
+    data = model.data_preprocessor(random_batch(cfg.default_scope, model, images, shape, objects), True)
+    with FlopCounterMode(display=False) as counter:
+        loss, activations = weigh_forward(model, lambda: model.parse_losses(model(**data, mode='loss'))[0])
+        loss.backward()
+    optimizer.step()
+    units = chain.from_iterable(list(part.children()) or [part] for part in model.children())
+    return Costs(
+        parameters=size_of(model.parameters()),
+        buffers=size_of(model.buffers()),
+        gradients=size_of(p.grad for p in model.parameters() if p.grad is not None),
+        optimizer=size_of(v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)),
+        activations=activations,
+        flops=counter.get_total_flops() // 2,
+        largest_unit=max(size_of(unit.parameters()) for unit in units),
+    )
+
+
+def config_of(depth: str) -> Config:
     """The config of Mask R-CNN with S6LA-ResNet of a depth."""
     return load_config(str(ROOT / f'configs/mask_rcnn/mask-rcnn_s6la-r{depth}_fpn_1x_coco.py'))
 
 
-def measure(depth: int, shape: tuple[int, int]) -> dict:
-    """Measures one image of all networks of a depth, and what checks the measurement.
+def measure(depth: str, shape: tuple[int, int]) -> dict[str, Costs]:
+    """Costs of one image by network."""
+    s6la, with_cp = config_of(depth), config_of(depth)
+    with_cp.model.backbone.with_cp = True
+    networks = {'plain': plain_config(s6la)[0], 'S6LA': s6la, 'S6LA, with_cp': with_cp}
+    return {name: measure_step(cfg, shape) for name, cfg in networks.items()}
 
-    Returns:
-        dict: Counts by network; under ``'checks'``, for S6LA and by count, the value ``measured`` at ``shape``, the one
-            ``extrapolated`` linearly in pixels from two smaller sizes, and the ratio of ``two_images`` to one.
+
+def buckets(size: float) -> int:
+    """Pieces that DistributedDataParallel sends gradients in."""
+    return 1 + max(0, math.ceil((size - MIB) / BUCKET))
+
+
+def ring_seconds(
+    size: float, gpus: int, args: Namespace, inter: float, calls: int = 1, passes: int = 2
+) -> tuple[float, float]:
+    """Transfer and latency of a hierarchical ring all-reduce; with ``passes=1`` of a gathering or scattering alone.
+
+    Reduced and scattered inside every node, all-reduced by rings of one GPU of each node, which carry a part each, and
+    gathered inside the nodes. Each of the calls that the bytes come in has the latency of all steps.
     """
-    counts = {}
-    for name in NETWORKS:
-        cfg = capacity.plain_config(config_of(depth))[0] if name == 'plain' else config_of(depth)
-        cfg.model.backbone.with_cp = name.endswith('with_cp')
-        counts[name] = capacity.measure_training(cfg, shape, 1)
-    small, large = (capacity.measure_training(config_of(depth), size, 1) for size in SMALLER)
-    two = capacity.measure_training(config_of(depth), SMALLER[0], 2)
-    pixels = [height * width for height, width in (*SMALLER, shape)]
-    checks = {}
-    for field in ('activations', 'flops'):
-        a, b = getattr(small, field), getattr(large, field)
-        checks[field] = dict(
-            measured=getattr(counts['S6LA'], field),
-            extrapolated=a + (b - a) / (pixels[1] - pixels[0]) * (pixels[2] - pixels[0]),
-            two_images=getattr(two, field) / a,
-        )
-    return dict(shape=list(shape), checks=checks, **{name: count._asdict() for name, count in counts.items()})
+    inside = min(gpus, args.gpus_per_node)
+    nodes = gpus // inside
+    seconds = (inside - 1) / inside * size / (args.intra * 1e9) + (nodes - 1) / nodes * size / inside / (inter * 1e9)
+    return passes * seconds, calls * passes * (inside - 1 + nodes - 1) * args.latency * 1e-6
 
 
-def load_or_measure(args: argparse.Namespace) -> dict:
-    """The measurements by depth and network: from the file if it is there.
+def memory_per_gpu(c: Costs, gpus: int) -> dict[str, float]:
+    """Bytes by what is divided among the GPUs. Several have copies: buckets of gradients, two gathered units."""
+    several, fixed = gpus > 1, c.buffers + c.activations
+    return {
+        'DDP': fixed + c.parameters + c.gradients * (1 + several) + c.optimizer,
+        'ZeRO-2': fixed + c.parameters + (c.gradients + c.optimizer) / gpus + several * min(c.gradients, BUCKET),
+        'ZeRO-3 (FSDP)': fixed + (c.parameters + c.gradients + c.optimizer) / gpus + several * 2 * c.largest_unit,
+    }
 
-    Raises:
-        UsageError: If the file has those of another image size.
+
+def efficiency(c: Costs, gpus: int, args: Namespace, inter: float, sent: float = 1.0, accumulated: int = 1) -> float:
+    """Share of the time that a GPU computes under DDP, whose backward pass hides all buckets but the last.
+
+    ``sent`` is a factor of the gradients' bytes; they are sent after ``accumulated`` batches.
     """
+    pieces, compute = buckets(c.gradients), 2 * c.flops / (args.tflops * 1e12)
+    seconds = sum(ring_seconds(sent * c.gradients, gpus, args, inter, pieces))
+    exposed = max(seconds / pieces, seconds - 2 / 3 * compute)
+    return accumulated * compute / (accumulated * compute + exposed)
+
+
+def sharded_efficiency(c: Costs, gpus: int, args: Namespace, inter: float) -> float:
+    """The same for FSDP with units as large as buckets: not hidden: the first gathering, the last scattering."""
+    units, compute = buckets(c.parameters), 2 * c.flops / (args.tflops * 1e12)
+    seconds = sum(ring_seconds(2 * c.parameters, gpus, args, inter, 2 * units, passes=1))
+    seconds += sum(ring_seconds(c.gradients, gpus, args, inter, units, passes=1))
+    return compute / (compute + max(seconds / (1.5 * units), seconds - compute))
+
+
+def table(titles: str, rows: Iterable[Iterable[object]], rule: str = '') -> list[str]:
+    """A table in Markdown; all columns but the first are aligned to the right."""
+    rule = rule or '|---|' + '---:|' * titles.count('|')
+    return [f'| {titles} |', rule, *(f'| {" | ".join(map(str, row))} |' for row in rows), '']
+
+
+def measured_table(costs: dict[str, dict[str, Costs]]) -> list[str]:
+    """Costs of a batch, and S6LA's share in them."""
+    rows = []
+    for depth, networks in costs.items():
+        for name, c in networks.items():
+            sizes = [f'{size / MB:.1f} MB' for size in (c.parameters, c.gradients, c.optimizer)]
+            rows.append([f'R{depth} {name}', *sizes, f'{c.activations / GIB:.2f} GiB', f'{c.flops / 1e9:.0f}'])
+        keys = ('parameters', 'gradients', 'optimizer', 'activations', 'flops')
+        shares = (getattr(networks['S6LA'], key) / getattr(networks['plain'], key) - 1 for key in keys)
+        rows.append([f'R{depth}, added by S6LA', *(f'+{share:.1%}' for share in shares)])
+    return table('| parameters | gradients | optimizer | activations | GFLOPs forward + backward', rows)
+
+
+def plan_tables(costs: dict[str, dict[str, Costs]], args: Namespace) -> list[str]:
+    """Memory and traffic of a GPU; time of communication, efficiency and what the schedule becomes."""
+    (fast, slow), memory, times = args.inter, [], []
+    for depth, networks in costs.items():
+        cfg, c, plain = config_of(depth), networks['S6LA'], networks['plain']
+        for n in args.gpus:
+            kinds, share, more = memory_per_gpu(c, n), (n - 1) / n, c.gradients - plain.gradients
+            sizes = [*kinds.values(), kinds['DDP'] - memory_per_gpu(plain, n)['DDP']]
+            sent = 2 * share * c.gradients, share * (2 * c.parameters + c.gradients), 2 * share * more
+            cells = [f'{size / GIB:.2f} GiB' for size in sizes] + [f'{size / MB:.1f} MB' for size in sent]
+            memory.append([f'R{depth}, {n}', *cells])
+            rings = [ring_seconds(c.gradients, n, args, inter, buckets(c.gradients)) for inter in (fast, slow)]
+            seconds = sum(rings[0]), sum(rings[1]), rings[1][1], ring_seconds(more, n, args, slow)[0]
+            shares = efficiency(c, n, args, fast), efficiency(c, n, args, slow), sharded_efficiency(c, n, args, slow)
+            cells = [f'{second * 1e3:.2f} ms' for second in seconds] + [f'{value:.3f}' for value in shares]
+            rate = cfg.optim_wrapper.optimizer.lr * n * args.batch / cfg.auto_scale_lr.base_batch_size
+            iterations = cfg.train_cfg.max_epochs * args.images // (n * args.batch)
+            times.append([f'R{depth}, {n}', *cells, n * args.batch, f'{rate:g}', iterations])
+    sizes = ' | '.join([*kinds, 'DDP, added by S6LA', 'DDP sends', 'FSDP sends', 'DDP sends, added by S6LA'])
+    fast, slow = f'{fast:g} GB/s', f'{slow:g} GB/s'
+    titles = f'all-reduce, {fast} | {slow} | of it latency | added by S6LA, {slow} | DDP efficiency, {fast} | {slow} '
+    titles += f'| FSDP, {slow} | global batch | learning rate | iterations'
+    return table(f'depth, GPUs | {sizes}', memory) + table(f'depth, GPUs | {titles}', times)
+
+
+def limit_tables(depth: str, c: Costs, with_cp: Costs, args: Namespace) -> list[str]:
+    """From how many GPUs on, in whole nodes, what is crossed; and what a switch changes at the most GPUs."""
+    cfg, slow, most, first = config_of(depth), args.inter[1], max(args.gpus), {}
+    warm_up = next(scheduler.end for scheduler in cfg.param_scheduler if scheduler.type == 'LinearLR')
+    hidden = 2 / 3 * 2 * c.flops / (args.tflops * 1e12)
+    for n in (args.gpus_per_node * 2**i for i in range(15)):
+        transfer, latency = ring_seconds(c.gradients, n, args, slow, buckets(c.gradients))
+        iterations = cfg.train_cfg.max_epochs * args.images // (n * args.batch)
+        limits = {
+            f'the global batch is more than {args.largest_batch}': n * args.batch > args.largest_batch,
+            f'the warm-up of {warm_up} iterations is more than a tenth of all': iterations < 10 * warm_up,
+            'latency is more than the transfer itself': latency > transfer,
+            'the all-reduce does not fit behind the backward pass': transfer + latency > hidden,
+            'efficiency is below 0.9': efficiency(c, n, args, slow) < 0.9,
+        }
+        for text in (text for text, is_crossed in limits.items() if is_crossed):
+            first.setdefault(text, n)
+    ddp = memory_per_gpu(c, most)['DDP']
+    remedies = {
+        'DDP': (ddp, efficiency(c, most, args, slow)),
+        'gradients sent in bfloat16': (ddp, efficiency(c, most, args, slow, sent=0.5)),
+        'gradients of 4 batches accumulated': (ddp, efficiency(c, most, args, slow, accumulated=4)),
+        'FSDP': (memory_per_gpu(c, most)['ZeRO-3 (FSDP)'], sharded_efficiency(c, most, args, slow)),
+        '`with_cp` in the backbone': (memory_per_gpu(with_cp, most)['DDP'], efficiency(with_cp, most, args, slow)),
+    }
+    rows = [(name, f'{size / GIB:.2f} GiB', f'{share:.3f}') for name, (size, share) in remedies.items()]
+    titles = f'at {most} GPUs, {slow:g} GB/s | memory per GPU | efficiency'
+    limits = [(n, text) for text, n in first.items()]
+    return table('GPUs | from here on', limits, '|---:|---|') + table(titles, rows)[:-1]
+
+
+def load_or_measure(args: Namespace) -> dict[str, dict[str, Costs]]:
+    """Costs of a batch by depth and network, from those of one image: in the file if it is there."""
     if args.measurements and args.measurements.is_file():
         found = json.loads(args.measurements.read_text())
-        if any(of_depth['shape'] != list(args.shape) for of_depth in found.values()):
+        if found['shape'] != args.shape:
             raise UsageError(f'{args.measurements} was not measured at --shape {args.shape}: name another file')
-        return found
-    found = {str(depth): measure(depth, tuple(args.shape)) for depth in DEPTHS}
-    if args.measurements:
-        args.measurements.write_text(json.dumps(found, indent=1))
-    return found
+    else:
+        found = dict(shape=args.shape, costs={depth: measure(depth, tuple(args.shape)) for depth in DEPTHS})
+        if args.measurements:
+            args.measurements.write_text(json.dumps(found, indent=1))
 
-
-def of_batch(one: dict, batch: int) -> Measured:
-    """The counts of a batch from those of one image: activations and FLOPs grow with it, nothing else does."""
-    m = Measured(**one)
-    return m._replace(activations=batch * m.activations, flops=batch * m.flops)
-
-
-def measured_table(found: dict, batch: int) -> Iterator[str]:
-    """Counts of every network, and S6LA's share."""
-    yield '| | parameters | gradients | optimizer | activations | GFLOPs forward + backward |'
-    yield '|---|---:|---:|---:|---:|---:|'
-    for depth, networks in found.items():
-        counts = {name: of_batch(networks[name], batch) for name in NETWORKS}
-        for name, m in counts.items():
-            cells = [f'{size / MB:.1f} MB' for size in (m.parameters, m.gradients, m.optimizer)]
-            cells += [f'{m.activations / GIB:.2f} GiB', f'{m.flops / 1e9:.0f}']
-            yield f'| R{depth} {name} | {" | ".join(cells)} |'
-        plain, s6la = counts['plain'], counts['S6LA']
-        fields = ('parameters', 'gradients', 'optimizer', 'activations', 'flops')
-        shares = [f'+{getattr(s6la, field) / getattr(plain, field) - 1:.1%}' for field in fields]
-        yield f'| R{depth}, added by S6LA | {" | ".join(shares)} |'
-
-
-def checks(found: dict) -> Iterator[str]:
-    """Does a batch cost what its images cost, and do pixels count linearly?"""
-    for depth, networks in found.items():
-        parts = []
-        for field, unit, name in (('activations', GIB, 'GiB'), ('flops', 1e9, 'GFLOPs')):
-            check = networks['checks'][field]
-            parts.append(
-                f'{check["measured"] / unit:.3f} {name} measured, {check["extrapolated"] / unit:.3f} extrapolated from '
-                f'256 × 384 and 512 × 768, two images {check["two_images"]:.3f} times one'
-            )
-        yield f'Check of R{depth} with S6LA, one image: {"; ".join(parts)}.'
-
-
-def memory_table(found: dict, args: argparse.Namespace) -> Iterator[str]:
-    """Memory and traffic of a GPU."""
-    kinds = 'DDP | ZeRO-2 | ZeRO-3 (FSDP) | DDP, added by S6LA'
-    yield f'| depth, GPUs | {kinds} | DDP sends | FSDP sends | DDP sends, added by S6LA |'
-    yield '|---|' + '---:|' * 7
-    for depth, networks in found.items():
-        plain, m = (of_batch(networks[name], args.batch) for name in ('plain', 'S6LA'))
-        for gpus in args.gpus:
-            per_gpu = [capacity.memory(m, gpus, kind) for kind in ('ddp', 'zero2', 'zero3')]
-            added = per_gpu[0] - capacity.memory(plain, gpus)
-            sent = capacity.all_reduce_bytes(m.gradients, gpus)
-            sharded = capacity.sharded_bytes(m.parameters, m.gradients, gpus)
-            sent_added = capacity.all_reduce_bytes(m.gradients - plain.gradients, gpus)
-            cells = [f'{size / GIB:.2f} GiB' for size in (*per_gpu, added)]
-            cells += [f'{size / MB:.1f} MB' for size in (sent, sharded, sent_added)]
-            yield f'| R{depth}, {gpus} | {" | ".join(cells)} |'
-
-
-def clusters(args: argparse.Namespace) -> list[Cluster]:
-    """The two clusters, which differ in the bandwidth between nodes."""
-    return [
-        Cluster(args.gpus_per_node, args.intra * 1e9, inter * 1e9, args.latency * 1e-6, args.tflops * 1e12 / 2)
-        for inter in args.inter
-    ]
-
-
-def efficiency(m: Measured, gpus: int, cluster: Cluster, size: float = 1.0, accumulation: int = 1) -> float:
-    """Compute time over compute time and exposed communication, for DDP.
-
-    Args:
-        m (Measured): The counts of one GPU's batch.
-        gpus (int): GPUs.
-        cluster (Cluster): What is assumed.
-        size (float): Bytes sent, relative to the gradients'. 0.5 for 16-bit gradients.
-        accumulation (int): Batches between two synchronisations.
-    """
-    pieces = capacity.buckets(m.gradients)
-    seconds = capacity.ring_time(size * m.gradients, gpus, cluster, pieces).total
-    compute = m.flops / cluster.flops
-    total = accumulation * compute
-    return total / (total + capacity.exposed(seconds, compute, pieces, 2 / 3))
-
-
-def sharded_efficiency(m: Measured, gpus: int, cluster: Cluster) -> float:
-    """The same for FSDP: units of the size of DDP's buckets, gathered while others compute.
-
-    The first gathering and the last scattering cannot be hidden: two of three pieces per unit.
-    """
-    pieces = capacity.buckets(m.parameters)
-    gathered = capacity.ring_time(2 * m.parameters, gpus, cluster, 2 * pieces, passes=1).total
-    scattered = capacity.ring_time(m.gradients, gpus, cluster, pieces, passes=1).total
-    compute = m.flops / cluster.flops
-    return compute / (compute + capacity.exposed(gathered + scattered, compute, 1.5 * pieces, 1.0))
-
-
-def training(cfg: Config, gpus: int, args: argparse.Namespace) -> tuple[int, float, int]:
-    """Global batch, learning rate by the linear rule, and iterations of the config's schedule."""
-    batch = gpus * args.batch
-    rate = cfg.optim_wrapper.optimizer.lr * batch / cfg.auto_scale_lr.base_batch_size
-    return batch, rate, cfg.train_cfg.max_epochs * args.images // batch
-
-
-def time_table(found: dict, args: argparse.Namespace) -> Iterator[str]:
-    """Communication time, efficiency and what the schedule becomes."""
-    fast, slow = (f'{inter:g} GB/s' for inter in args.inter)
-    yield (
-        f'| depth, GPUs | all-reduce, {fast} | {slow} | of it latency | added by S6LA, {slow} '
-        f'| DDP efficiency, {fast} | {slow} | FSDP, {slow} | global batch | learning rate | iterations |'
-    )
-    yield '|---|' + '---:|' * 10
-    for depth, networks in found.items():
-        plain, m = (of_batch(networks[name], args.batch) for name in ('plain', 'S6LA'))
-        pieces = capacity.buckets(m.gradients)
-        for gpus in args.gpus:
-            rings = [capacity.ring_time(m.gradients, gpus, cluster, pieces) for cluster in clusters(args)]
-            added = capacity.ring_time(m.gradients - plain.gradients, gpus, clusters(args)[1]).transfer
-            times = [*(ring.total for ring in rings), rings[1].latency, added]
-            shares = [efficiency(m, gpus, cluster) for cluster in clusters(args)]
-            shares.append(sharded_efficiency(m, gpus, clusters(args)[1]))
-            batch, rate, iterations = training(config_of(int(depth)), gpus, args)
-            cells = [f'{seconds * 1e3:.2f} ms' for seconds in times] + [f'{share:.3f}' for share in shares]
-            yield f'| R{depth}, {gpus} | {" | ".join(cells)} | {batch} | {rate:g} | {iterations} |'
-
-
-def limits(m: Measured, cfg: Config, args: argparse.Namespace) -> list[tuple[int | None, str]]:
-    """What is crossed at how many GPUs, whole nodes and powers of two of them, the first one first."""
-    slow = clusters(args)[1]
-    pieces = capacity.buckets(m.gradients)
-    warm_up = next(s.end for s in cfg.param_scheduler if s.type == 'LinearLR')
-    crossed = {
-        f'the global batch is more than {args.largest_batch}': lambda n: training(cfg, n, args)[0] > args.largest_batch,
-        f'the warm-up of {warm_up} iterations is more than a tenth of all': lambda n: (
-            training(cfg, n, args)[2] < 10 * warm_up
-        ),
-        'latency is more than the transfer itself': lambda n: (
-            (ring := capacity.ring_time(m.gradients, n, slow, pieces)).latency > ring.transfer
-        ),
-        'the all-reduce does not fit behind the backward pass': lambda n: (
-            capacity.ring_time(m.gradients, n, slow, pieces).total > 2 / 3 * m.flops / slow.flops
-        ),
-        'efficiency is below 0.9': lambda n: efficiency(m, n, slow) < 0.9,
-    }
-    sizes = [args.gpus_per_node * 2**i for i in range(15)]
-    found = [(next((n for n in sizes if test(n)), None), name) for name, test in crossed.items()]
-    return sorted(found, key=lambda item: (item[0] is None, item[0] or 0))
-
-
-def limits_table(m: Measured, cfg: Config, args: argparse.Namespace) -> Iterator[str]:
-    """The limits, as a table."""
-    yield '| GPUs | from here on |'
-    yield '|---:|---|'
-    for gpus, name in limits(m, cfg, args):
-        yield f'| {gpus or "more than " + str(args.gpus_per_node * 2**14)} | {name} |'
-
-
-def remedies_table(m: Measured, checkpointed: Measured, args: argparse.Namespace) -> Iterator[str]:
-    """What a switch changes at the largest number of GPUs."""
-    gpus, slow = max(args.gpus), clusters(args)[1]
-    yield f'| at {gpus} GPUs, {args.inter[1]:g} GB/s | memory per GPU | efficiency |'
-    yield '|---|---:|---:|'
-    ddp = capacity.memory(m, gpus)
-    for name, size, share in (
-        ('DDP', ddp, efficiency(m, gpus, slow)),
-        ('gradients sent in bfloat16', ddp, efficiency(m, gpus, slow, size=0.5)),
-        ('gradients of 4 batches accumulated', ddp, efficiency(m, gpus, slow, accumulation=4)),
-        ('FSDP', capacity.memory(m, gpus, 'zero3'), sharded_efficiency(m, gpus, slow)),
-        ('`with_cp` in the backbone', capacity.memory(checkpointed, gpus), efficiency(checkpointed, gpus, slow)),
-    ):
-        yield f'| {name} | {size / GIB:.2f} GiB | {share:.3f} |'
-
-
-def make_tables(found: dict, args: argparse.Namespace) -> list[str]:
-    """All tables with their headings."""
-    lines = [f'### Measured: {args.batch} images of {args.shape[0]} × {args.shape[1]}, float32', '']
-    lines += [*measured_table(found, args.batch), '', *checks(found)]
-    lines += ['', '### Computed: Mask R-CNN with S6LA, per GPU and iteration', '']
-    lines += [*memory_table(found, args), '', *time_table(found, args)]
-    first = next(iter(found))
-    m, checkpointed = (of_batch(found[first][name], args.batch) for name in NETWORKS[1:])
-    lines += ['', f'### Computed: where R{first} with S6LA stops scaling, and what helps', '']
-    lines += [*limits_table(m, config_of(int(first)), args), '', *remedies_table(m, checkpointed, args)]
-    return lines
+    costs = {depth: {name: Costs(*c) for name, c in networks.items()} for depth, networks in found['costs'].items()}
+    for networks in costs.values():
+        for name, c in networks.items():
+            networks[name] = c._replace(activations=args.batch * c.activations, flops=args.batch * c.flops)
+    return costs
 
 
 def main() -> None:
@@ -285,9 +280,16 @@ def main() -> None:
     with clear_errors():
         if args.write:
             require_file(str(args.write), 'document')
-        for gpus in args.gpus:
-            capacity.ring_time(0, gpus, clusters(args)[0])
-        lines = make_tables(load_or_measure(args), args)
+        costs = load_or_measure(args)
+        depth, networks = next(iter(costs.items()))
+        lines = [
+            *(f'### Measured: {args.batch} images of {args.shape[0]} × {args.shape[1]}, float32', ''),
+            *measured_table(costs),
+            *('### Computed: Mask R-CNN with S6LA, per GPU and iteration', ''),
+            *plan_tables(costs, args),
+            *(f'### Computed: where R{depth} with S6LA stops scaling, and what helps', ''),
+            *limit_tables(depth, networks['S6LA'], networks['S6LA, with_cp'], args),
+        ]
         print('\n'.join(lines))
         if args.write:
             text = args.write.read_text(encoding='utf-8')
