@@ -8,16 +8,14 @@ logged loss are the same to the bit.
 from __future__ import annotations
 
 import argparse
-import glob
 import os
-import os.path as osp
 import random
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections import Counter
+from pathlib import Path
 
 import torch
 
@@ -26,16 +24,16 @@ from s6la_mm.analysis.logs import read_losses
 from s6la_mm.common.files import temporary_name
 from s6la_mm.engine import find_last_good, problem_of
 
-TOOLS = osp.join(osp.dirname(osp.dirname(osp.abspath(__file__))), 'tools')
+TOOLS = Path(__file__).parents[1] / 'tools'
 KINDS = ('iteration', 'evaluation', 'saving')
-_LINES = {'iteration': re.compile(r'\(train\)\s+\['), 'evaluation': re.compile(r'\(val\)\s+\[')}
+LINES = {'iteration': re.compile(r'\(train\)\s+\['), 'evaluation': re.compile(r'\(val\)\s+\[')}
 
 
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('config', help='config file; short, with several checkpoints and evaluations')
-    parser.add_argument('work_dir', help='new folder for both runs')
+    parser.add_argument('work_dir', type=Path, help='new folder for both runs')
     parser.add_argument('--kills', type=int, default=30)
     parser.add_argument('--seed', type=int, default=0, help='of the moments of the kills')
     parser.add_argument('--processes', type=int, default=1, help='of one job; with several some kills hit one of them')
@@ -43,7 +41,7 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.kills < 1 or args.processes < 1:
         parser.error('--kills and --processes must be 1 or more')
-    if osp.exists(args.work_dir):
+    if args.work_dir.exists():
         parser.error(f'{args.work_dir} exists: a new folder is needed')
     return args
 
@@ -51,41 +49,52 @@ def parse_args() -> argparse.Namespace:
 class Job:
     """A running training whose output can be watched, and which can be killed with all its processes."""
 
-    def __init__(self, args: argparse.Namespace, work_dir: str) -> None:
+    def __init__(self, args: argparse.Namespace, work_dir: Path) -> None:
         self.work_dir = work_dir
-        os.makedirs(work_dir, exist_ok=True)
-        self.log = osp.join(work_dir, 'output.txt')
+        work_dir.mkdir(parents=True, exist_ok=True)
         options = ['randomness.deterministic=True', 'randomness.seed=0', 'default_hooks.logger.interval=1']
         tail = ['--work-dir', work_dir, '--resume', '--cfg-options', *options, *args.cfg_options]
         if args.processes == 1:
-            command = [sys.executable, osp.join(TOOLS, 'train.py'), args.config, *tail]
+            command = [sys.executable, TOOLS / 'train.py', args.config, *tail]
         else:
-            command = ['bash', osp.join(TOOLS, 'dist_train.sh'), args.config, str(args.processes), *tail]
-        path = osp.dirname(sys.executable) + os.pathsep + os.environ['PATH']
-        self._file = open(self.log, 'ab')
-        self._start = self._file.tell()
-        self.process = subprocess.Popen(
-            command,
-            stdout=self._file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={**os.environ, 'PATH': path, 'PYTHONUNBUFFERED': '1'},
-        )
+            command = ['bash', TOOLS / 'dist_train.sh', args.config, str(args.processes), *tail]
+        path = os.path.dirname(sys.executable) + os.pathsep + os.environ['PATH']
+        self.log = work_dir / 'output.txt'
+        with self.log.open('ab') as log:
+            self.start = log.tell()
+            self.process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, 'PATH': path, 'PYTHONUNBUFFERED': '1'},
+            )
 
     def lines(self) -> list[str]:
         """What this job has written."""
-        with open(self.log, errors='replace') as file:
-            file.seek(self._start)
-            return file.read().splitlines()
+        return self.log.read_bytes()[self.start :].decode(errors='replace').splitlines()
 
     def is_running(self) -> bool:
         """Whether it has not ended."""
         return self.process.poll() is None
 
+    def wait_for(self, kind: str, rng: random.Random) -> bool:
+        """Wait for the moment of a kill; False if the job ends before it comes."""
+        wanted = rng.randint(1, 5)
+        while self.is_running():
+            if kind == 'saving' and any(self.work_dir.glob(temporary_name('*.pth'))):
+                time.sleep(rng.uniform(0, 0.02))
+                return True
+            if kind != 'saving' and sum(bool(LINES[kind].search(line)) for line in self.lines()) >= wanted:
+                time.sleep(rng.uniform(0, 0.5))
+                return self.is_running()
+            time.sleep(0.0005 if kind == 'saving' else 0.02)
+        return False
+
     def kill(self, one: random.Random | None = None) -> None:
         """SIGKILL to all its processes, or first to one training process of several."""
         family = descendants(self.process.pid)
-        ranks = [pid for pid in family if _is_rank(pid)]
+        ranks = [pid for pid in family if is_rank(pid)]
         if one is not None and ranks:
             os.kill(one.choice(ranks), signal.SIGKILL)
             try:
@@ -99,119 +108,89 @@ class Job:
                 pass
         self.process.wait()
 
+    def finish(self) -> dict:
+        """Wait for its end, which nobody disturbs, and load its last checkpoint."""
+        if self.process.wait() != 0:
+            raise SystemExit('error: the training failed:\n' + '\n'.join(self.lines()[-30:]))
+        return torch.load(find_last_good(str(self.work_dir)), map_location='cpu', weights_only=True)
+
 
 def descendants(pid: int) -> list[int]:
     """The processes that a process has started, and theirs; torchrun's are in sessions of their own."""
     try:
-        with open(f'/proc/{pid}/task/{pid}/children') as file:
-            children = [int(child) for child in file.read().split()]
+        children = [int(child) for child in Path(f'/proc/{pid}/task/{pid}/children').read_text().split()]
     except OSError:
         return []
     return [process for child in children for process in (child, *descendants(child))]
 
 
-def _is_rank(pid: int) -> bool:
+def is_rank(pid: int) -> bool:
     """Whether torchrun has started a process: a worker of a data loader has its parent's environment, RANK included."""
     try:
-        with open(f'/proc/{pid}/environ', 'rb') as file:
-            environment = file.read()
-        with open(f'/proc/{pid}/stat') as file:
-            parent = int(file.read().rpartition(')')[2].split()[1])
-        with open(f'/proc/{parent}/environ', 'rb') as file:
-            return b'\0RANK=' in environment and b'\0RANK=' not in file.read()
+        parent = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[1]
+        own, parents = (b'\0RANK=' in Path(f'/proc/{name}/environ').read_bytes() for name in (pid, parent))
     except OSError:
         return False
-
-
-def wait_for(job: Job, kind: str, rng: random.Random) -> bool:
-    """Wait for the moment of a kill; False if the job ends before it comes."""
-    if kind == 'saving':
-        pattern = osp.join(job.work_dir, temporary_name('*.pth'))
-        while job.is_running():
-            if glob.glob(pattern):
-                time.sleep(rng.uniform(0, 0.02))
-                return True
-            time.sleep(0.0005)
-        return False
-    wanted = rng.randint(1, 5)
-    while job.is_running():
-        lines = [line for line in job.lines() if _LINES[kind].search(line)]
-        if len(lines) >= wanted:
-            time.sleep(rng.uniform(0, 0.5))
-            return job.is_running()
-        time.sleep(0.02)
-    return False
+    return own and not parents
 
 
 def differences(a: object, b: object, path: str = '') -> list[str]:
     """Where two nested structures of tensors and numbers are not the same to the bit."""
-    if isinstance(a, torch.Tensor):
-        same = isinstance(b, torch.Tensor) and a.shape == b.shape and a.dtype == b.dtype
-        return [] if same and torch.equal(a, b) else [path]
-    if isinstance(a, dict):
-        if not isinstance(b, dict) or a.keys() != b.keys():
-            return [path]
-        return [d for key in a for d in differences(a[key], b[key], f'{path}.{key}')]
-    if isinstance(a, (list, tuple)):
-        if len(a) != len(b):
-            return [path]
-        return [d for i, (x, y) in enumerate(zip(a, b)) for d in differences(x, y, f'{path}.{i}')]
-    return [] if a == b else [path]
-
-
-def finish(job: Job) -> dict:
-    """Wait for a job that nobody disturbs and load its last checkpoint."""
-    if job.process.wait() != 0:
-        raise SystemExit('error: the training failed:\n' + '\n'.join(job.lines()[-30:]))
-    return torch.load(find_last_good(job.work_dir), map_location='cpu', weights_only=True)
+    a, b = (dict(enumerate(value)) if isinstance(value, (list, tuple)) else value for value in (a, b))
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        return [found for key in a for found in differences(a[key], b[key], f'{path}.{key}')]
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return [] if a.dtype == b.dtype and torch.equal(a, b) else [path]
+    return [] if type(a) is type(b) and not isinstance(a, dict) and a == b else [path]
 
 
 def main() -> None:
     """Run both trainings and compare them."""
     args = parse_args()
     rng = random.Random(args.seed)
-    reference_dir, killed_dir = (osp.join(args.work_dir, name) for name in ('undisturbed', 'killed'))
     start = time.time()
-    reference = finish(Job(args, reference_dir))
+    whole_job = Job(args, args.work_dir / 'undisturbed')
+    reference = whole_job.finish()
     print(f'undisturbed: iteration {reference["meta"]["iter"]}, {time.time() - start:.0f} s', flush=True)
 
-    kills: Counter = Counter()
+    kills: list[str] = []
     damaged = failed = 0
-    while sum(kills.values()) < args.kills:
-        kind = KINDS[sum(kills.values()) % len(KINDS)] if rng.random() < 0.5 else rng.choice(KINDS)
-        job = Job(args, killed_dir)
-        if not wait_for(job, kind, rng):
+    while len(kills) < args.kills:
+        kind = KINDS[len(kills) % len(KINDS)] if rng.random() < 0.5 else rng.choice(KINDS)
+        job = Job(args, args.work_dir / 'killed')
+        if not job.wait_for(kind, rng):
             if job.process.wait() != 0:
                 failed += 1
                 print('\n'.join(job.lines()[-20:]), flush=True)
             break
         hits_one = args.processes > 1 and rng.random() < 0.5
         job.kill(rng if hits_one else None)
-        kills[kind] += 1
-        whole = find_last_good(killed_dir)
-        broken = [path for path in glob.glob(osp.join(killed_dir, '*.pth')) if problem_of(path)]
+        kills.append(kind)
+        last = find_last_good(str(job.work_dir))
+        broken = [path for path in job.work_dir.glob('*.pth') if problem_of(str(path))]
         damaged += len(broken)
         print(
-            f'kill {sum(kills.values()):2}: {kind:10} {"one process" if hits_one else "the job":11} '
-            f'last whole checkpoint {whole and osp.basename(whole)}, damaged {len(broken)}',
+            f'kill {len(kills):2}: {kind:10} {"one process" if hits_one else "the job":11} '
+            f'last whole checkpoint {last and os.path.basename(last)}, damaged {len(broken)}',
             flush=True,
         )
-    survivor = finish(Job(args, killed_dir))
+    job = Job(args, args.work_dir / 'killed')
+    survivor = job.finish()
 
-    known = dict(read_losses(reference_dir))
-    logged = read_losses(killed_dir)
-    unequal = sorted({step for step, loss in logged if known.get(step) != loss})
-    parts = {key: differences(reference[key], survivor[key]) for key in ('state_dict', 'optimizer', 'param_schedulers')}
-    print(f'\n{sum(kills.values())} kills: {", ".join(f"{kills[kind]} during {kind}" for kind in KINDS)}')
-    print(f'{sum(kills.values())} resumes, failed: {failed}, damaged checkpoints: {damaged}')
+    known = dict(read_losses(str(whole_job.work_dir)))
+    logged = read_losses(str(job.work_dir))
+    unequal = {step for step, loss in logged if known.get(step) != loss}
+    print(f'\n{len(kills)} kills: {", ".join(f"{kills.count(kind)} during {kind}" for kind in KINDS)}')
+    print(f'{len(kills)} resumes, failed: {failed}, damaged checkpoints: {damaged}')
     print(f'iterations computed: {len(logged)} for {reference["meta"]["iter"]}; losses that differ: {len(unequal)}')
-    for key, found in parts.items():
-        print(f'{key}: {"the same to the bit" if not found else f"{len(found)} differ: {found[:3]}"}')
+    found = {key: differences(reference[key], survivor[key]) for key in ('state_dict', 'optimizer', 'param_schedulers')}
+    for key, paths in found.items():
+        print(f'{key}: {"the same to the bit" if not paths else f"{len(paths)} differ: {paths[:3]}"}')
     print(f'{time.time() - start:.0f} s in all')
-    ended_early = sum(kills.values()) < args.kills
+    ended_early = len(kills) < args.kills
     if ended_early:
         print(f'the training ended before the {args.kills} kills: give it more iterations')
-    raise SystemExit(int(bool(ended_early or failed or damaged or unequal or any(parts.values()))))
+    raise SystemExit(int(bool(ended_early or failed or damaged or unequal or any(found.values()))))
 
 
 if __name__ == '__main__':

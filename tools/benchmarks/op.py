@@ -32,8 +32,8 @@ from s6la_mm.benchmarks.timing import (
 from s6la_mm.ops import extension, reference, selective_update
 from s6la_mm.testing import sample_inputs
 
-DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16, float64=torch.float64)
-LAYOUTS = dict(contiguous=torch.contiguous_format, channels_last=torch.channels_last)
+TYPES = ('float32', 'bfloat16', 'float16', 'float64')
+MEMORY_FORMATS = dict(contiguous=torch.contiguous_format, channels_last=torch.channels_last)
 MIN_SECONDS = 0.02  # of one timing: short calls are repeated
 MIB = 2**20
 
@@ -59,8 +59,10 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--shape', type=int, nargs=4, default=[2, 32, 200, 336], metavar=('B', 'N', 'H', 'W'))
     parser.add_argument('--token', type=int, nargs=3, metavar=('B', 'D', 'N'), help='the token layout, of this shape')
-    parser.add_argument('--layout', nargs='+', choices=LAYOUTS, default=list(LAYOUTS), help='of maps (default: both)')
-    parser.add_argument('--dtype', nargs='+', choices=DTYPES, default=['float32'], help='storage of h, x, dt and B')
+    parser.add_argument(
+        '--layout', nargs='+', choices=MEMORY_FORMATS, default=list(MEMORY_FORMATS), help='of maps (default: both)'
+    )
+    parser.add_argument('--dtype', nargs='+', choices=TYPES, default=['float32'], help='storage of h, x, dt and B')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--threads', type=int, default=torch.get_num_threads(), help='CPU threads')
     parser.add_argument('--rounds', type=int, default=20, help='timed rounds after 2 that are not counted')
@@ -86,10 +88,10 @@ def make_inputs(args: argparse.Namespace, layout: str, dtype: str) -> tuple[dict
     else:
         batch, state_dim, *size = args.shape
         shape = dict(batch=batch, state_dim=state_dim, size=tuple(size))
-    inputs = sample_inputs('token' if args.token else 'map', dtype=DTYPES[dtype], device=args.device, **shape)
+    inputs = sample_inputs('token' if args.token else 'map', dtype=getattr(torch, dtype), device=args.device, **shape)
     for name, tensor in inputs.items():
         if tensor.dim() == 4:
-            tensor = tensor.to(memory_format=LAYOUTS[layout])
+            tensor = tensor.to(memory_format=MEMORY_FORMATS[layout])
         inputs[name] = tensor.requires_grad_()
     return inputs, torch.randn_like(inputs['h'])
 
