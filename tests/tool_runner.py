@@ -99,8 +99,15 @@ def load(script: str) -> ModuleType:
     file = path_of(script)
     spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)
-    with mock.patch.dict(sys.modules, {file.stem: module}):  # dataclasses look for their module there
+    # Dataclasses look for their module there. No mock.patch.dict: it would forget what the script imports.
+    before, sys.modules[file.stem] = sys.modules.get(file.stem), module
+    try:
         spec.loader.exec_module(module)
+    finally:
+        if before is None:
+            del sys.modules[file.stem]
+        else:
+            sys.modules[file.stem] = before
     return module
 
 
