@@ -72,7 +72,7 @@ def run_group(job: Job, processes: int, threads: int, timeout: float) -> dict:
         UsageError: If one of them stops with an error or dies, or after the timeout. None of them is left then.
     """
     variables = dict(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, WORLD_SIZE=processes)
-    variables.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=get_free_port())
+    variables.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=get_free_port(), PYTHONWARNINGS='ignore')
     if job.device == 'cpu':
         variables['CUDA_VISIBLE_DEVICES'] = ''
     if 'lo' in (name for _, name in socket.if_nameindex()):  # the host's name need not resolve to an address
