@@ -23,8 +23,10 @@ from mmengine.config import Config
 from mmengine.dist import all_gather_object, barrier
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from torch import nn
 from torch.distributed.elastic.utils.distributed import get_free_port
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, start_processes
+from torch.utils.data import DataLoader
 
 from ..common.cli import explain, load_config
 from ..common.configs import is_s6la, plain_config, random_batch, without_downloads
@@ -71,7 +73,7 @@ def run_group(job: Job, processes: int, threads: int, timeout: float) -> dict:
     Raises:
         UsageError: If one of them stops with an error or dies, or after the timeout. None of them is left then.
     """
-    variables = dict(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, WORLD_SIZE=processes)
+    variables: dict[str, object] = dict(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, WORLD_SIZE=processes)
     variables.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=get_free_port(), PYTHONWARNINGS='ignore')
     if job.device == 'cpu':
         variables['CUDA_VISIBLE_DEVICES'] = ''
@@ -165,7 +167,7 @@ def measure_training(job: Job, work_dir: str) -> dict:
     )
 
 
-def _batches(cfg: Config, model, job: Job) -> tuple[Iterator[dict], str]:
+def _batches(cfg: Config, model: nn.Module, job: Job) -> tuple[Iterator[dict], str]:
     """Batches without end, of the training data if it is there and no shape is asked for; and what they are."""
     scope, shape = cfg.get('default_scope'), job.shape
     if shape is None:
@@ -176,11 +178,11 @@ def _batches(cfg: Config, model, job: Job) -> tuple[Iterator[dict], str]:
             shape = RANDOM_SHAPES.get(scope, RANDOM_SHAPES['mmdet'])
         else:
             return _endless(loader), f'{cfg.train_dataloader.dataset.type}, {loader.num_workers} workers per process'
-    samples = random_batch(scope, model, job.batch, tuple(shape))
+    samples = random_batch(scope, model, job.batch, (shape[0], shape[1]))
     return iter(lambda: copy.deepcopy(samples), None), f'random images of {shape[0]} × {shape[1]}'
 
 
-def _endless(loader) -> Iterator[dict]:
+def _endless(loader: DataLoader) -> Iterator[dict]:
     if not len(loader):
         raise UsageError('the training data set gives no batch: it has fewer images than a batch. Lower --batch')
     while True:

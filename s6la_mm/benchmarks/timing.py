@@ -12,16 +12,17 @@ import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from unittest import mock
 
 import torch
 
 WARMUP_ROUNDS = 2
+Name = TypeVar('Name', bound=Hashable)
 
 
 class Spread(NamedTuple):
@@ -101,20 +102,20 @@ def seconds_per_call(function: Callable[[], object], device: str, calls: int = 1
 
 
 def alternating_rounds(
-    functions: Mapping[str, Callable[[], object]], rounds: int, device: str, min_seconds: float = 0.0
-) -> dict[str, list[float]]:
+    functions: Mapping[Name, Callable[[], object]], rounds: int, device: str, min_seconds: float = 0.0
+) -> dict[Name, list[float]]:
     """Times functions in turn, round after round, after two rounds that are not counted.
 
     Every round starts with another function, so that none of them always follows the same neighbour.
 
     Args:
-        functions (Mapping[str, Callable]): What is timed, by name.
+        functions (Mapping[Hashable, Callable]): What is timed, by name.
         rounds (int): Rounds that are counted.
         device (str): Where the functions work: ``'cpu'`` or ``'cuda'``, with or without an index.
         min_seconds (float): Call a function so often in a round that it takes this long. Defaults to 0.0: once.
 
     Returns:
-        dict[str, list[float]]: Seconds of one call by name, one number for every round; position i is round i.
+        dict[Hashable, list[float]]: Seconds of one call by name, one number for every round; position i is round i.
 
     Example:
         >>> times = alternating_rounds({'a': lambda: sum(range(100)), 'b': lambda: None}, rounds=3, device='cpu')
@@ -126,7 +127,7 @@ def alternating_rounds(
     for _ in range(WARMUP_ROUNDS):
         for name in names:
             calls[name] = math.ceil(min_seconds / seconds_per_call(functions[name], device)) or 1
-    times: dict[str, list[float]] = {name: [] for name in names}
+    times: dict[Name, list[float]] = {name: [] for name in names}
     for i in range(rounds):
         first = i % len(names)
         for name in names[first:] + names[:first]:
