@@ -10,16 +10,16 @@ import cv2
 import mmcv
 import mmengine
 import numpy as np
-from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.structures import BaseDataElement
+from mmengine.visualization import Visualizer
 
 import s6la_mm  # noqa: F401  (allow-lists what checkpoints hold, also for configs that don't import it)
-from s6la_mm.checkpoint.reading import weights_only
 from s6la_mm.common.cli import add_cfg_options, clear_errors, find_images, load_config, require_file
 from s6la_mm.common.errors import UsageError
+from s6la_mm.common.inference import build_visualizer, init_model
 
-# Of an image's path: its picture (height, width, RGB; uint8), what goes into its JSON, a label map or None.
-Predict = Callable[[str], 'tuple[np.ndarray, dict, np.ndarray | None]']
+# The picture (height, width, RGB; uint8) of a prediction, what goes into its JSON, a label map or None.
+Drawn = tuple[np.ndarray, dict, 'np.ndarray | None']
 
 
 def parse_args() -> argparse.Namespace:
@@ -46,40 +46,41 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def detector(cfg: Config, args: argparse.Namespace) -> Predict:
-    """A detector: all boxes (x1, y1, x2, y2 in pixels), scores, labels and RLE masks go into the JSON."""
+def draw_boxes(visualizer: Visualizer, image: np.ndarray, sample: BaseDataElement, args: argparse.Namespace) -> Drawn:
+    """A detector's: all boxes (x1, y1, x2, y2 in pixels), scores, labels and RLE masks go into the JSON."""
     from mmdet.apis import DetInferencer
 
-    model = DetInferencer(cfg, args.checkpoint, args.device, palette=args.palette, show_progress=False)
-    classes = model.model.dataset_meta['classes']
-
-    def predict(path: str) -> tuple[np.ndarray, dict, None]:
-        result = model(path, return_vis=True, pred_score_thr=args.score_thr)
-        prediction = result['predictions'][0]
-        prediction['classes'] = [classes[label] for label in prediction['labels']]
-        return result['visualization'][0], prediction, None
-
-    return predict
+    found = DetInferencer.pred2dict(None, sample)  # which asks the inferencer only where to write
+    found['classes'] = [visualizer.dataset_meta['classes'][label] for label in found['labels']]
+    if args.palette != 'none':
+        visualizer.dataset_meta['palette'] = args.palette
+    visualizer.add_datasample('', image, sample, draw_gt=False, pred_score_thr=args.score_thr)
+    return visualizer.get_image(), found, None
 
 
-def segmentor(cfg: Config, args: argparse.Namespace) -> Predict:
-    """A segmentor: a legend beside the coloured picture, the share of each class in the JSON, a label map beside it."""
-    from mmseg.apis import MMSegInferencer
+def draw_classes_of_pixels(
+    visualizer: Visualizer, image: np.ndarray, sample: BaseDataElement, args: argparse.Namespace
+) -> Drawn:
+    """A segmentor's: a legend beside the coloured picture, the share of each class in the JSON, a label map beside."""
+    label_map = sample.pred_sem_seg.data[0].cpu().numpy()
+    visualizer.alpha = args.opacity
+    visualizer.add_datasample('', image, sample, draw_gt=False, with_labels=False)
+    classes, palette = (visualizer.dataset_meta[key] for key in ('classes', 'palette'))
+    labels, pixels = np.unique(label_map, return_counts=True)
+    shares = {int(k): int(n) / label_map.size for k, n in zip(labels, pixels)}
+    ranked = sorted(shares, key=shares.get, reverse=True)
+    picture = with_legend(visualizer.get_image(), [(palette[k], f'{classes[k]} {shares[k]:.1%}') for k in ranked])
+    return picture, {'share': {classes[k]: shares[k] for k in ranked}}, label_map
 
-    model = MMSegInferencer(cfg, args.checkpoint, device=args.device)
-    model.show_progress = False
-    classes, palette = (model.model.dataset_meta[key] for key in ('classes', 'palette'))
 
-    def predict(path: str) -> tuple[np.ndarray, dict, np.ndarray]:
-        result = model(path, return_vis=True, opacity=args.opacity, with_labels=False)
-        labels, pixels = np.unique(result['predictions'], return_counts=True)
-        shares = {int(k): int(n) / result['predictions'].size for k, n in zip(labels, pixels)}
-        ranked = sorted(shares, key=shares.get, reverse=True)
-        legend = [(palette[k], f'{classes[k]} {shares[k]:.1%}') for k in ranked]
-        picture = with_legend(result['visualization'], legend)
-        return picture, {'share': {classes[k]: shares[k] for k in ranked}}, result['predictions']
-
-    return predict
+def draw_class(visualizer: Visualizer, image: np.ndarray, sample: BaseDataElement, args: argparse.Namespace) -> Drawn:
+    """A classifier's: the five best classes and their scores go into the JSON."""
+    classes = visualizer.dataset_meta.get('classes')
+    scores = sample.pred_score.cpu().numpy()
+    best = [dict(label=int(k), score=float(scores[k])) for k in np.argsort(-scores)[:5]]
+    for entry in best if classes else ():
+        entry['class'] = classes[entry['label']]
+    return visualizer.visualize_cls(image, sample, classes=classes), {'best': best}, None
 
 
 def with_legend(picture: np.ndarray, entries: list[tuple[Sequence[int], str]]) -> np.ndarray:
@@ -108,33 +109,12 @@ def with_legend(picture: np.ndarray, entries: list[tuple[Sequence[int], str]]) -
     return np.concatenate(columns, axis=1)
 
 
-def classifier(cfg: Config, args: argparse.Namespace) -> Predict:
-    """A classifier: the five best classes and their scores go into the JSON."""
-    from mmpretrain.apis import ImageClassificationInferencer
-    from mmpretrain.visualization import UniversalVisualizer
-
-    model = ImageClassificationInferencer(cfg, pretrained=args.checkpoint, device=args.device)
-    visualizer = UniversalVisualizer()
-
-    def predict(path: str) -> tuple[np.ndarray, dict, None]:
-        # Not model(path), which draws a progress bar for each image.
-        sample = model.forward(next(model.preprocess([path])))[0]
-        scores = sample.pred_score.cpu().numpy()
-        best = [dict(label=int(k), score=float(scores[k])) for k in np.argsort(-scores)[:5]]
-        for entry in best if model.classes else ():
-            entry['class'] = model.classes[entry['label']]
-        image = mmcv.imread(path, channel_order='rgb')
-        return visualizer.visualize_cls(image, sample, classes=model.classes), {'best': best}, None
-
-    return predict
-
-
-def write_results(images: list[str], predict: Predict, out_dir: Path) -> None:
-    """Predict on each image and write ``out_dir/vis/*.png`` and ``out_dir/preds/*.json``.
+def write_results(images: list[str], draw: Callable[[str, np.ndarray], Drawn], out_dir: Path) -> None:
+    """Write ``out_dir/vis/*.png`` and ``out_dir/preds/*.json``.
 
     Args:
         images: paths.
-        predict: the model.
+        draw: predicts and draws, from an image's path and its pixels.
         out_dir: made where it is missing. Images of one name from different folders get numbers.
 
     Raises:
@@ -142,9 +122,10 @@ def write_results(images: list[str], predict: Predict, out_dir: Path) -> None:
     """
     used: set[str] = set()
     for path in images:
-        if mmcv.imread(path) is None:
+        image = mmcv.imread(path)
+        if image is None:
             raise UsageError(f'{path} cannot be read as an image')
-        picture, prediction, label_map = predict(path)
+        picture, prediction, label_map = draw(path, mmcv.bgr2rgb(image))
         name = stem = Path(path).stem
         while name in used:
             name = f'{stem}_{len(used)}'
@@ -160,17 +141,15 @@ def main() -> None:
     """Predict as the command line says."""
     args = parse_args()
     out_dir = Path(args.out_dir)
-    makers = dict(mmdet=detector, mmseg=segmentor, mmpretrain=classifier)
     with clear_errors():
         cfg = load_config(args.config, args.cfg_options)
         require_file(args.checkpoint, 'checkpoint')
         images = find_images(args.inputs)
-        scope = cfg.get('default_scope')
-        if scope not in makers:
-            raise UsageError(f'default_scope={scope!r} of {args.config} must be one of {", ".join(makers)}')
-        init_default_scope(scope)
-    with clear_errors(cfg), weights_only():
-        write_results(images, makers[scope](cfg, args), out_dir)
+    with clear_errors(cfg):
+        model, predict = init_model(cfg, args.checkpoint, args.device)
+        visualizer = build_visualizer(cfg, model.dataset_meta)
+        describe = dict(mmdet=draw_boxes, mmseg=draw_classes_of_pixels, mmpretrain=draw_class)[cfg.default_scope]
+        write_results(images, lambda path, image: describe(visualizer, image, predict(path), args), out_dir)
     print(f'{len(images)} image(s): pictures in {out_dir / "vis"}, predictions in {out_dir / "preds"}')
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import math
 import os.path as osp
@@ -16,6 +15,7 @@ import torch
 from matplotlib import pyplot as plt
 
 from ..common.files import write_atomically
+from .page import Section, write_page
 from .state import StateAnalysis, liveliest_channels
 
 _FIGURES = {
@@ -36,34 +36,15 @@ _FIGURES = {
         "the state's variance that is no linear map of the output just written. 0: the next block has all of it "
         'without the state (not for tokens, and not where there are too few pixels).',
     ),
-    'memory.png': (
-        'Memory',
+    'retention.png': (
+        'What the state holds',
         'Left: how much of what was written at one depth (column) is left at another (row). Right: the sum of each '
         'row, the number of writes that the state holds.',
     ),
 }
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{title}</title>
-<style>
-body {{ font-family: sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em; }}
-img {{ max-width: 100%; }}
-figure {{ margin: 0; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-<p>Checkpoint: {checkpoint}; images: {images}</p>
-{sections}
-</body>
-</html>
-"""
 
 
-def write_page(
+def write_state_page(
     analysis: StateAnalysis,
     maps: list[tuple[str, np.ndarray, dict[int, torch.Tensor]]],
     title: str,
@@ -89,28 +70,17 @@ def write_page(
         ('decay.png', _draw_decay(summary)),
         ('delta.png', _draw_delta(analysis, summary)),
         ('norms.png', _draw_norms(summary)),
-        ('memory.png', _draw_memory(analysis, summary)),
+        ('retention.png', _draw_retention(analysis, summary)),
     ):
         _save(figure, osp.join(folder, name))
-    sections = [
-        f'<h2>{head}</h2>\n<p>{text}</p>\n<figure><img src="{name}" alt="{head}"></figure>'
-        for name, (head, text) in _FIGURES.items()
-    ]
+    sections = [Section(head, text, pictures=[name]) for name, (head, text) in _FIGURES.items()]
     for number, (path, pixels, states) in enumerate(maps):
         name = f'maps_{number}.png'
         _save(_draw_maps(pixels, states, analysis), osp.join(folder, name))
-        sections.append(
-            f'<h2>State beside the image {html.escape(osp.basename(path))}</h2>\n<p>The four channels that vary most, '
-            f'after the last write of each stage.</p>\n<figure><img src="{name}" alt="state maps"></figure>'
-        )
+        text = 'The four channels that vary most, after the last write of each stage.'
+        sections.append(Section(f'State beside the image {osp.basename(path)}', text, pictures=[name]))
     page = osp.join(folder, 'index.html')
-    text = PAGE.format(
-        title=html.escape(title),
-        checkpoint=html.escape(checkpoint),
-        images=len(analysis.writes[0].rms),
-        sections='\n'.join(sections),
-    )
-    write_atomically(page, text)
+    write_page(page, title, f'Checkpoint: {checkpoint}; images: {len(analysis.writes[0].rms)}', sections)
     return page
 
 
@@ -168,12 +138,12 @@ def _draw_norms(summary: dict) -> plt.Figure:
     return figure
 
 
-def _draw_memory(analysis: StateAnalysis, summary: dict) -> plt.Figure:
+def _draw_retention(analysis: StateAnalysis, summary: dict) -> plt.Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout='constrained')
     image = left.imshow(analysis.retention().numpy(), vmin=0, vmax=1, cmap='viridis')
     left.set(xlabel='written at', ylabel='left at')
     figure.colorbar(image, ax=left)
-    right.plot([write['memory'] for write in summary['writes']], marker='.')
+    right.plot([write['held'] for write in summary['writes']], marker='.')
     right.plot(range(len(summary['writes'])), range(1, len(summary['writes']) + 1), '--', color='gray', lw=1)
     right.set(ylabel='writes held (dashed: all)', ylim=(0, None))
     right.grid(alpha=0.3)

@@ -7,12 +7,34 @@ import os.path as osp
 from glob import escape, glob
 
 
+def read_entries(work_dir: str) -> list[list[dict]]:
+    """What the runs of a work dir logged.
+
+    Args:
+        work_dir (str): With ``<time>/vis_data/scalars.json``, one JSON object a line; the last line of a run that was
+            killed may be cut off, and is left out then.
+
+    Returns:
+        list[list[dict]]: The entries of each run, in the order of their starts.
+    """
+    runs = []
+    for path in sorted(glob(osp.join(escape(str(work_dir)), '*', 'vis_data', 'scalars.json'))):
+        entries = []
+        with open(path, encoding='utf-8') as file:
+            for line in file:
+                try:
+                    entries.append(json.loads(line))
+                except json.JSONDecodeError:
+                    continue
+        runs.append(entries)
+    return runs
+
+
 def read_losses(work_dir: str) -> list[tuple[int, float]]:
     """All logged losses of a work dir, of all its runs in the order of their starts.
 
     Args:
-        work_dir (str): With ``<time>/vis_data/scalars.json``, one JSON object a line; the last line of a run that was
-            killed may be cut off.
+        work_dir (str): As for :func:`read_entries`.
 
     Returns:
         list[tuple[int, float]]: Iteration and loss; an iteration that a resumed run has repeated is there twice.
@@ -21,14 +43,4 @@ def read_losses(work_dir: str) -> list[tuple[int, float]]:
         >>> read_losses('no/such/folder')
         []
     """
-    found = []
-    for path in sorted(glob(osp.join(escape(str(work_dir)), '*', 'vis_data', 'scalars.json'))):
-        with open(path, encoding='utf-8') as file:
-            for line in file:
-                try:
-                    entry = json.loads(line)
-                except json.JSONDecodeError:
-                    continue
-                if 'loss' in entry:
-                    found.append((entry['step'], entry['loss']))
-    return found
+    return [(e['step'], e['loss']) for entries in read_entries(work_dir) for e in entries if 'loss' in e]

@@ -198,9 +198,9 @@ class StateAnalysis:
         return matrix
 
     def summary(self) -> dict:
-        """The figures as JSON takes them: percentiles by write, shares by read, and the memory.
+        """The figures as JSON takes them: percentiles and what is held by write, shares by read.
 
-        ``memory`` of a write is the sum of its row of :meth:`retention`: how many writes, itself included, the state
+        ``held`` of a write is the sum of its row of :meth:`retention`: how many writes, itself included, the state
         holds, each counted by what is left of it. ``new`` is the share of the state's variance over the pixels that no
         linear map of the block's output gives: what the next block's first convolution does not have yet. None for
         tokens, and where there are too few pixels for as many channels.
@@ -216,7 +216,7 @@ class StateAnalysis:
                     delta=np.percentile(delta.numpy(), levels).tolist(),  # torch.quantile ends at 16 million samples
                     decay=np.percentile(decay.numpy(), levels).tolist(),
                     state_rms=sum(write.rms) / len(write.rms),
-                    memory=float(row.nansum()),
+                    held=float(row.nansum()),
                     new=_finite(write.regression.unexplained()) if write.regression else None,
                 )
             )

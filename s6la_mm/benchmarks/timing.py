@@ -72,12 +72,11 @@ def paired_ratios(times: Sequence[float], base: Sequence[float]) -> Spread:
     return spread([a / b for a, b in zip(times, base)])
 
 
-def describe_device(device: str, threads: int | None = None) -> str:
+def describe_device(device: str) -> str:
     """What a table must say about where it was measured.
 
     Args:
         device (str): As PyTorch names it.
-        threads (int, optional): CPU threads. Defaults to None: those of this process.
 
     Example:
         >>> describe_device('cpu').split(',')[0]
@@ -86,7 +85,7 @@ def describe_device(device: str, threads: int | None = None) -> str:
     if device.startswith('cuda'):
         tf32 = 'TF32' if torch.backends.cudnn.allow_tf32 else 'float32'
         return f'{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}, float32 convolutions in {tf32}'
-    threads = threads or torch.get_num_threads()
+    threads = torch.get_num_threads()
     return f'CPU, {threads} thread{"s" * (threads > 1)}, {torch.backends.cpu.get_cpu_capability()}'
 
 

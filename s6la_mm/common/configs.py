@@ -87,7 +87,8 @@ def random_batch(scope: str, model: nn.Module, batch: int, shape: tuple[int, int
     """Random images with annotations: what the data preprocessor of a model takes.
 
     Args:
-        scope (str): ``'mmdet'`` or ``'mmseg'``; others raise a UsageError, as do detectors without a ``bbox_head``.
+        scope (str): ``'mmdet'``, ``'mmseg'`` or ``'mmpretrain'``; others raise a UsageError, as do detectors without a
+            ``bbox_head``.
         model (nn.Module): The model, wrapped or not, whose classes and masks are asked for.
         batch (int): Images.
         shape (tuple[int, int]): Height and width.
@@ -97,6 +98,7 @@ def random_batch(scope: str, model: nn.Module, batch: int, shape: tuple[int, int
     height, width = shape
     if scope == 'mmdet':
         return _random_detections(model, batch, height, width, objects)
+    images = torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8)
     if scope == 'mmseg':
         from mmengine.structures import PixelData
         from mmseg.structures import SegDataSample
@@ -104,9 +106,13 @@ def random_batch(scope: str, model: nn.Module, batch: int, shape: tuple[int, int
         meta = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape'), shape)
         labels = [torch.randint(0, model.num_classes, (1, height, width)) for _ in range(batch)]
         data_samples = [SegDataSample(metainfo=meta, gt_sem_seg=PixelData(data=label)) for label in labels]
-        images = [torch.randint(0, 256, (3, height, width), dtype=torch.uint8) for _ in range(batch)]
-        return dict(inputs=images, data_samples=data_samples)
-    raise UsageError(f'random images are made for mmdet and mmseg, not for default_scope={scope!r}')
+        return dict(inputs=list(images), data_samples=data_samples)
+    if scope == 'mmpretrain':
+        from mmpretrain.structures import DataSample
+
+        labels = torch.randint(0, model.head.num_classes, (batch,))
+        return dict(inputs=images, data_samples=[DataSample().set_gt_label(label) for label in labels])
+    raise UsageError(f'random images are made for mmdet, mmseg and mmpretrain, not for default_scope={scope!r}')
 
 
 def _random_detections(model: nn.Module, batch: int, height: int, width: int, objects: int) -> dict:

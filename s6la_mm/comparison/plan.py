@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import math
 import os
 import os.path as osp
 import statistics
@@ -15,7 +14,6 @@ from functools import cached_property
 from typing import NamedTuple
 
 from mmengine.config import Config
-from scipy import stats
 
 from ..analysis.logs import read_losses
 from ..common.cli import DATA_ROOTS, require_file
@@ -188,6 +186,9 @@ def metrics_of(cfg: Config) -> list[str] | None:
             wanted = evaluator.get('metric', 'bbox')
             wanted = [wanted] if isinstance(wanted, str) else wanted
             keys += [f'coco/{name}_{key}' for name in wanted for key in _DETECTION if name != 'proposal_fast']
+        elif kind == 'Accuracy' and 'thrs' not in evaluator:
+            topk = evaluator.get('topk', (1,))
+            keys += [f'accuracy/top{k}' for k in ([topk] if isinstance(topk, int) else topk)]
         else:
             return None
     return list(dict.fromkeys(keys))
@@ -295,6 +296,22 @@ class Run:
         return Progress(outcome['status'], iteration, value, curve, losses, outcome['reason'], trained_on)
 
 
+def shard_of(runs: Sequence[Run], index: int, count: int) -> list[Run]:
+    """The runs of one shard, such as one of several machines; a run is in that of the run from which it starts.
+
+    Args:
+        runs (Sequence[Run]): All runs of a plan, each behind the one that it starts from.
+        index (int): From 1 to ``count``.
+        count (int): Number of shards.
+    """
+    first: dict[str, str] = {}
+    for run in runs:
+        first[run.variant.name] = first.get(run.variant.start, run.variant.name)
+    chains = list(dict.fromkeys((first[run.variant.name], run.seed) for run in runs))
+    mine = chains[index - 1 :: count]
+    return [run for run in runs if (first[run.variant.name], run.seed) in mine]
+
+
 def take_earlier(plan: Plan, runs: Sequence[Run], paths: Sequence[str]) -> list[Run]:
     """Takes the finished runs of earlier reports, of other machines for example, so that they are not trained again.
 
@@ -340,38 +357,3 @@ def take_earlier(plan: Plan, runs: Sequence[Run], paths: Sequence[str]) -> list[
 def _read_progress(entry: dict) -> Progress:
     numbers = {name: {int(step): value for step, value in entry[name].items()} for name in ('curve', 'losses')}
     return Progress(**{name: entry[name] for name in Progress._fields} | numbers)
-
-
-class Difference(NamedTuple):
-    """A mean with its confidence interval; the interval is None for a single pair."""
-
-    mean: float
-    interval: tuple[float, float] | None
-    pairs: int
-
-
-def paired_difference(values: Sequence[float], base: Sequence[float], confidence: float = 0.95) -> Difference:
-    """The mean of the pairs' differences, with the interval of Student's t.
-
-    Args:
-        values (Sequence[float]): Figures of one model, a seed each.
-        base (Sequence[float]): Those of the other, in the same order.
-        confidence (float): Defaults to 0.95.
-
-    Raises:
-        ValueError: If there are no pairs.
-
-    Example:
-        >>> difference = paired_difference([41.2, 41.7, 40.8], [39.3, 38.1, 39.9])
-        >>> print(f'{difference.mean:.2f}, {difference.interval[0]:.2f} to {difference.interval[1]:.2f}')
-        2.13, -1.26 to 5.52
-    """
-    if not values or len(values) != len(base):
-        raise ValueError(f'{len(values)} and {len(base)} values are no pairs')
-    differences = [value - other for value, other in zip(values, base)]
-    mean = statistics.mean(differences)
-    count = len(differences)
-    if count < 2:
-        return Difference(mean, None, count)
-    half = stats.t.ppf((1 + confidence) / 2, count - 1) * statistics.stdev(differences) / math.sqrt(count)
-    return Difference(mean, (mean - half, mean + half), count)

@@ -11,12 +11,15 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NamedTuple
+
+from scipy import stats
 
 from ..benchmarks.timing import paired_ratios
 from ..common.files import write_atomically
-from .plan import Plan, Progress, Run, paired_difference
+from .plan import Plan, Progress, Run
 
-_PACKAGES = ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 's6la_mm')
+_PACKAGES = ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 's6la_mm')
 
 
 def write_report(plan: Plan, runs: Sequence[Run], costs: dict | None, folder: str, command: str) -> str:
@@ -232,3 +235,35 @@ def draw_curves(plan: Plan, table: dict[str, dict[int, Progress]], path: str) ->
     axes[0].legend()
     figure.savefig(path, dpi=90)
     plt.close(figure)
+
+
+class Difference(NamedTuple):
+    """A mean with its confidence interval; the interval is None for a single pair."""
+
+    mean: float
+    interval: tuple[float, float] | None
+
+
+def paired_difference(values: Sequence[float], base: Sequence[float], confidence: float = 0.95) -> Difference:
+    """The mean of the pairs' differences, with the interval of Student's t.
+
+    Args:
+        values (Sequence[float]): Figures of one model, a seed each.
+        base (Sequence[float]): Those of the other, in the same order.
+        confidence (float): Defaults to 0.95.
+
+    Raises:
+        ValueError: If there are no pairs.
+
+    Example:
+        >>> difference = paired_difference([41.2, 41.7, 40.8], [39.3, 38.1, 39.9])
+        >>> print(f'{difference.mean:.2f}, {difference.interval[0]:.2f} to {difference.interval[1]:.2f}')
+        2.13, -1.26 to 5.52
+    """
+    if not values or len(values) != len(base):
+        raise ValueError(f'{len(values)} and {len(base)} values are no pairs')
+    mean = statistics.mean(value - other for value, other in zip(values, base))
+    if len(values) < 2:
+        return Difference(mean, None)
+    low, high = stats.ttest_rel(values, base).confidence_interval(confidence)
+    return Difference(mean, (float(low), float(high)))

@@ -8,7 +8,7 @@ import torch
 from mmdet.models import ResNet
 from torch import nn
 
-from s6la_mm.analysis.figures import write_page
+from s6la_mm.analysis.figures import write_state_page
 from s6la_mm.analysis.state import Regression, StateAnalysis, liveliest_channels
 from s6la_mm.backbones import S6LAResNet, S6LAViT
 from s6la_mm.common.errors import UsageError
@@ -50,7 +50,7 @@ def test_decays_of_constant_steps():
         for t in range(7):
             expected = (decay ** (t - s)).mean() if t >= s else torch.tensor(torch.nan)
             torch.testing.assert_close(retention[t, s], expected, equal_nan=True)
-    assert summary['writes'][6]['memory'] == pytest.approx(sum(float((decay**k).mean()) for k in range(7)))
+    assert summary['writes'][6]['held'] == pytest.approx(sum(float((decay**k).mean()) for k in range(7)))
     assert summary['writes'][0]['delta'] == pytest.approx([float(delta)] * 5)
 
 
@@ -85,10 +85,10 @@ def test_several_images_and_the_page(tmp_path):
     assert [len(write.rms) for write in analysis.writes] == [2] * 7
     states = {1: analysis.writes[1].map, 6: analysis.writes[6].map}
     pixels = torch.zeros(33, 47, 3, dtype=torch.uint8).numpy()
-    page = write_page(analysis, [('a<b.png', pixels, states)], 'title', 'x.pth', str(tmp_path))
+    page = write_state_page(analysis, [('a<b.png', pixels, states)], 'title', 'x.pth', str(tmp_path))
     text = open(page).read()
     assert 'a&lt;b.png' in text and 'images: 2' in text
-    for name in ('decay', 'delta', 'norms', 'memory', 'maps_0'):
+    for name in ('decay', 'delta', 'norms', 'retention', 'maps_0'):
         assert f'src="{name}.png"' in text and (tmp_path / f'{name}.png').stat().st_size > 5000
 
 

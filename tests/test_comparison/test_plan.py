@@ -1,18 +1,17 @@
 """Comparisons: what a plan may say, how far runs are, and the statistics of the report."""
 
 import json
+import statistics
 
-import numpy as np
 import pytest
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
-from scipy import stats
 from tool_runner import ROOT
 
 from s6la_mm.backbones.architectures import on_meta_device
 from s6la_mm.common.errors import UsageError
-from s6la_mm.comparison.plan import Run, metrics_of, paired_difference, read_plan, take_earlier
-from s6la_mm.comparison.report import write_report
+from s6la_mm.comparison.plan import Run, metrics_of, read_plan, shard_of, take_earlier
+from s6la_mm.comparison.report import paired_difference, write_report
 
 COMPARISONS = ROOT / 'configs/comparisons'
 CONFIG = "val_evaluator = dict(type='IoUMetric')\nmodel = dict(backbone=dict(type='ResNet', depth=18))\n"
@@ -85,16 +84,43 @@ def test_metrics_of_detection_and_of_what_is_not_known():
     assert metrics_of(Config(dict(val_evaluator=[dict(type='IoUMetric'), dict(type='Mine')]))) is None
 
 
-def test_paired_difference_is_the_t_test():
-    """scipy's own interval and its p value: zero is outside of the 95 % interval just where p < 0.05."""
-    rng = np.random.default_rng(0)
-    for shift in np.linspace(-1.5, 1.5, 13):
-        values, base = rng.normal(shift, 1, 5).tolist(), rng.normal(0, 1, 5).tolist()
-        found = paired_difference(values, base)
-        test = stats.ttest_rel(values, base)
-        assert found.interval == pytest.approx(tuple(test.confidence_interval()))
-        assert (found.interval[0] > 0 or found.interval[1] < 0) == (test.pvalue < 0.05)
-    assert paired_difference([2.0], [1.5]) == (0.5, None, 1)
+def test_metrics_of_classification():
+    def given(**evaluator: object) -> list[str] | None:
+        return metrics_of(Config(dict(val_evaluator=dict(type='Accuracy', **evaluator))))
+
+    assert given(topk=(1, 5)) == ['accuracy/top1', 'accuracy/top5']
+    assert given() == given(topk=1) == ['accuracy/top1']
+    assert given(thrs=(0.1, 0.5)) is None  # which add themselves to the names
+
+
+@pytest.mark.parametrize('count', [1, 2, 3, 7])
+def test_shards(plan_file, tmp_path, count):
+    """Each run is in one of them, with all that starts from it, and none has much more to do than another."""
+    text = (
+        "runs = [dict(name='a'), dict(name='b', start='a'), dict(name='c', start='b'), dict(name='d')]\nreference='a'\n"
+    )
+    plan = read_plan(plan_file(text))
+    runs = [Run(v, seed, str(tmp_path / v.name / str(seed))) for seed in plan.seeds for v in plan.variants]
+    shards = [shard_of(runs, index, count) for index in range(1, count + 1)]
+    assert sorted(run.folder for shard in shards for run in shard) == sorted(run.folder for run in runs)
+    for shard in shards:
+        keys = [(run.variant.name, run.seed) for run in shard]
+        assert keys == [(r.variant.name, r.seed) for r in runs if r in shard]  # a start stays before what needs it
+        assert all((run.variant.start, run.seed) in keys for run in shard if run.variant.start)
+    chains = [sum(run.variant.start is None for run in shard) for shard in shards]
+    assert sum(chains) == 6 and max(chains) - min(chains) <= 1
+
+
+def test_paired_difference():
+    """Against Student's t from its definition: mean ± t(0.975, n − 1) · s / √n, with t from a table."""
+    values, base = [41.2, 41.7, 40.8], [39.3, 38.1, 39.9]
+    spread = statistics.stdev([1.9, 3.6, 0.9])
+    found = paired_difference(values, base)
+    assert found.mean == pytest.approx(6.4 / 3)
+    assert found.interval == pytest.approx(
+        (found.mean - 4.302653 * spread / 3**0.5, found.mean + 4.302653 * spread / 3**0.5)
+    )
+    assert paired_difference([2.0], [1.5]) == (0.5, None)
     with pytest.raises(ValueError, match='0 and 0 values are no pairs'):
         paired_difference([], [])
 

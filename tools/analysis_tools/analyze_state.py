@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
 
 import mmcv
 import torch
-from mmengine.config import Config
-from mmengine.device import get_device
-from mmengine.registry import init_default_scope
-from torch import nn
 
 import s6la_mm  # noqa: F401  (registers the backbones; allow-lists what checkpoints hold)
-from s6la_mm.analysis.figures import write_page
+from s6la_mm.analysis.figures import write_state_page
 from s6la_mm.analysis.state import StateAnalysis
-from s6la_mm.checkpoint.reading import weights_only
 from s6la_mm.common.cli import add_cfg_options, clear_errors, find_images, load_config, require_file, require_writable
-from s6la_mm.common.errors import UsageError
+from s6la_mm.common.inference import init_model
 
 
 def parse_args() -> argparse.Namespace:
@@ -29,36 +23,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('images', nargs='+', help='images, folders, or quoted glob patterns')
     parser.add_argument('--out-dir', default='state', help='gets index.html, figures and analysis.json (state)')
     parser.add_argument('--maps', type=int, default=2, help='images beside which the state is shown (2)')
-    parser.add_argument('--device', default=get_device(), help='cpu, cuda:0 …')
+    parser.add_argument('--device', help='cpu, cuda:0 … (default: an accelerator if there is one)')
     add_cfg_options(parser)
     args = parser.parse_args()
     if args.maps < 0:
         parser.error(f'--maps {args.maps} must not be negative')
     return args
-
-
-def load_model(cfg: Config, checkpoint: str, device: str) -> tuple[nn.Module, Callable[[nn.Module, str], object]]:
-    """The model, and what runs it on an image file.
-
-    Raises:
-        UsageError: If the scope of the config is not known, or the backbone carries no state.
-    """
-    scope = cfg.get('default_scope')
-    if scope == 'mmdet':
-        from mmdet.apis import inference_detector as run
-        from mmdet.apis import init_detector as init
-    elif scope == 'mmseg':
-        from mmseg.apis import inference_model as run
-        from mmseg.apis import init_model as init
-
-        cfg.model.test_cfg = dict(mode='whole')  # one pass over an image: windows would have states of their own
-    elif scope == 'mmpretrain':
-        from mmpretrain.apis import get_model as init
-        from mmpretrain.apis import inference_model as run
-    else:
-        raise UsageError(f'default_scope={scope!r} is not known here: it must be mmdet, mmseg or mmpretrain')
-    init_default_scope(scope)
-    return init(cfg, checkpoint, device=device), run
 
 
 def main() -> None:
@@ -69,26 +39,28 @@ def main() -> None:
         require_file(args.checkpoint, 'checkpoint')
         images = find_images(args.images)
         require_writable(args.out_dir)
-    with clear_errors(cfg), weights_only():
-        model, run = load_model(cfg, args.checkpoint, args.device)
+        if cfg.get('default_scope') == 'mmseg':
+            cfg.model.test_cfg = dict(mode='whole')  # one pass over an image: windows would have states of their own
+    with clear_errors(cfg):
+        model, predict = init_model(cfg, args.checkpoint, args.device)
         analysis = StateAnalysis(model.backbone)
     maps = []
     for number, path in enumerate(images):
         with analysis.watching(), torch.no_grad():
-            run(model, path)
+            predict(path)
         if number < args.maps:
             last = {write.cell: index for index, write in enumerate(analysis.writes)}  # of each stage
             states = {index: analysis.writes[index].map for index in last.values()}
             if None not in states.values():
                 maps.append((path, mmcv.imread(path, channel_order='rgb'), states))
     title = f'The state of {os.path.splitext(os.path.basename(args.config))[0]}'
-    page = write_page(analysis, maps, title, args.checkpoint, args.out_dir)
+    page = write_state_page(analysis, maps, title, args.checkpoint, args.out_dir)
     summary = analysis.summary()
     for write in summary['writes']:
         new = '' if write['new'] is None else f'  new {write["new"]:.2f}'
         print(
             f'{write["cell"]:<20} decay {write["decay"][2]:.3f} [{write["decay"][0]:.3f} .. {write["decay"][4]:.3f}]  '
-            f'Δ {write["delta"][2]:.4f}  state {write["state_rms"]:.3f}  holds {write["memory"]:.1f} writes{new}'
+            f'Δ {write["delta"][2]:.4f}  state {write["state_rms"]:.3f}  holds {write["held"]:.1f} writes{new}'
         )
     print('reads: ' + ', '.join(f'{read["share"]:.3f}' for read in summary['reads']))
     print(f'Page: {page}')

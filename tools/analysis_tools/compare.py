@@ -1,7 +1,7 @@
 """Train the models of a plan under equal budgets, several seeds each, and report what they reach and what they cost.
 
-Runs that are done are not repeated, and runs that were stopped go on where they were: call it again. Data order,
-augmentation and random numbers of a seed are the same for all models.
+Trainings run one after the other. Runs that are done are not repeated, and runs that were stopped go on where they
+were: call it again. Data order, augmentation and random numbers of a seed are the same for all models.
 """
 
 from __future__ import annotations
@@ -11,18 +11,16 @@ import fcntl
 import json
 import os
 import os.path as osp
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
-from itertools import cycle, islice
-from typing import NamedTuple
+from typing import BinaryIO
 
-import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.model import revert_sync_batchnorm
@@ -38,7 +36,7 @@ from s6la_mm.common.cli import clear_errors, explain, require_writable
 from s6la_mm.common.configs import build_model, random_batch, without_downloads
 from s6la_mm.common.errors import UsageError
 from s6la_mm.common.files import read_json, write_atomically
-from s6la_mm.comparison.plan import Plan, Run, read_plan, take_earlier
+from s6la_mm.comparison.plan import Plan, Run, read_plan, shard_of, take_earlier
 from s6la_mm.comparison.report import versions_text, write_report
 from s6la_mm.engine import PREEMPTED_STATUS, find_last_good
 
@@ -51,8 +49,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('plan', help='what to compare, see s6la_mm.comparison.plan.read_plan')
     parser.add_argument('--out', help='folder of the runs (default: work_dirs/compare/<plan>)')
     parser.add_argument('--report', help='folder of the report (default: OUT/report)')
-    parser.add_argument('--jobs', type=int, default=max(torch.cuda.device_count(), 1), help='trainings at a time')
-    parser.add_argument('--threads', type=int, help='CPU threads of a training (default: cores / jobs)')
+    parser.add_argument(
+        '--shard',
+        type=parse_shard,
+        default=(1, 1),
+        metavar='I/N',
+        help='train only this share of the runs, from 1/N to N/N: for several machines, or several GPUs with '
+        'CUDA_VISIBLE_DEVICES; all write into the same --out, and each reports what is there of all runs',
+    )
     parser.add_argument(
         '--earlier',
         nargs='+',
@@ -66,10 +70,17 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     args.out = args.out or osp.join('work_dirs', 'compare', osp.splitext(osp.basename(args.plan))[0])
     args.report = args.report or osp.join(args.out, 'report')
-    if args.jobs < 1 or args.rounds < 0 or (args.threads is not None and args.threads < 1):
-        parser.error('--jobs and --threads must be positive, --rounds not negative')
-    args.threads = args.threads or max((os.cpu_count() or 1) // args.jobs, 1)
+    if args.rounds < 0:
+        parser.error('--rounds must not be negative')
     return args
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Reads ``I/N``."""
+    match = re.fullmatch(r'(\d+)/(\d+)', text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f'{text!r} must be I/N with I from 1 to N')
+    return int(match[1]), int(match[2])
 
 
 def check_models(plan: Plan) -> None:
@@ -124,66 +135,24 @@ def prepare(run: Run, start: Run | None, settings: str) -> None:
     run.write_config(cfg, settings)
 
 
-@contextmanager
-def lock(folder: str) -> Iterator[int]:
-    """Holds a folder, for this process and for those that get the file descriptor, until the last of them has ended.
-
-    Raises:
-        UsageError: If it is held: a call that was killed leaves its trainings running.
-    """
-    with open(osp.join(folder, 'lock'), 'w') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f'trainings run in {folder} already: wait for them, or stop them') from None
-        yield file.fileno()
-
-
-class Training(NamedTuple):
-    """A training that runs, on the GPU of that name, if any; its output begins there in the run's output.txt."""
-
-    process: subprocess.Popen
-    run: Run
-    device: str | None
-    offset: int
-
-
-def launch(run: Run, device: str | None, threads: int, held: int) -> Training:
-    """Starts a training, or goes on with it."""
-    environment = {**os.environ, 'OMP_NUM_THREADS': str(threads), 'PYTHONUNBUFFERED': '1'}
-    if device is not None:
-        environment['CUDA_VISIBLE_DEVICES'] = device
-    with open(osp.join(run.folder, 'output.txt'), 'ab') as output:
-        process = subprocess.Popen(
-            [sys.executable, osp.join(TOOLS, 'train.py'), run.config_path, '--work-dir', run.folder, '--resume'],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            pass_fds=[held],
-            start_new_session=True,  # a Ctrl-C reaches it through this process, once
-        )
-        return Training(process, run, device, output.tell())
-
-
-def reason_of(training: Training) -> str:
-    """Why a training failed: what it said last, or the signal that killed it."""
-    status = training.process.returncode
-    if status < 0:
-        return f'killed by {signal.Signals(-status).name}'
-    with open(osp.join(training.run.folder, 'output.txt'), 'rb') as file:
-        file.seek(training.offset)
-        lines = [line.strip() for line in file.read().decode(errors='replace').splitlines() if line.strip()]
-    named = [line for line in lines if line.startswith('error: ')]
-    return (named or lines or [f'status {status}'])[-1].removeprefix('error: ')[:400]
-
-
-def gpus() -> list[str]:
-    """The visible GPUs, by the names that CUDA_VISIBLE_DEVICES gives them."""
-    if not torch.cuda.is_available():
-        return []
-    names = os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',')
-    count = torch.cuda.device_count()
-    return [name.strip() for name in names[:count]] if names[0] else [str(index) for index in range(count)]
+def train_all(plan: Plan, runs: Sequence[Run], retry: bool) -> None:
+    """Trains what is due, one run after the other, until a signal comes, which the training gets too and saves."""
+    numbers = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        numbers.append(signal.SIGHUP)
+    handlers = [signal.signal(number, signal.default_int_handler) for number in numbers]
+    by_key = {(run.variant.name, run.seed): run for run in runs}
+    try:
+        for run in runs:
+            if is_due(run, retry):
+                os.makedirs(run.folder, exist_ok=True)
+                text = train(run, by_key.get((run.variant.start, run.seed)), plan, retry)
+                print(f'{time.strftime("%H:%M:%S")} {run.variant.name}, seed {run.seed}: {text}'.rstrip(), flush=True)
+    except KeyboardInterrupt:
+        pass  # what has no outcome goes on the next time
+    finally:
+        for number, handler in zip(numbers, handlers):
+            signal.signal(number, handler)
 
 
 def is_due(run: Run, retry: bool) -> bool:
@@ -192,74 +161,66 @@ def is_due(run: Run, retry: bool) -> bool:
     return outcome is None or (retry and outcome['status'] == 'failed')
 
 
-def train_all(plan: Plan, runs: list[Run], args: argparse.Namespace) -> bool:
-    """Trains what is due, ``--jobs`` at a time; False if a signal stopped it."""
-    stopped: list[int] = []
-    active: list[Training] = []
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
-        numbers.append(signal.SIGHUP)
-    handlers = [signal.signal(number, lambda number, _: stopped.append(number)) for number in numbers]
-    try:
-        with lock(args.out) as held:
-            _train_all(plan, runs, args, active, stopped, held)
-    finally:
-        for training in active:
-            training.process.send_signal(signal.SIGTERM)  # which saves a checkpoint
-        for training in active:
-            training.process.wait()
-        for number, handler in zip(numbers, handlers):
-            signal.signal(number, handler)
-    return not stopped and all(run.outcome() for run in runs)
+def train(run: Run, start: Run | None, plan: Plan, retry: bool) -> str:
+    """Trains a run unless another process does, and notes how it ended; says so.
 
-
-def _train_all(
-    plan: Plan, runs: list[Run], args: argparse.Namespace, active: list[Training], stopped: list[int], held: int
-) -> None:
-    by_key = {(run.variant.name, run.seed): run for run in runs}
-    hardware = f'{describe_device(get_device(), args.threads)} ({args.jobs} at a time), {versions_text()}'
-    waiting = [run for run in runs if is_due(run, args.retry)]
-    for run in waiting:
+    Raises:
+        KeyboardInterrupt: If a signal has stopped it.
+    """
+    with open(osp.join(run.folder, 'output.txt'), 'ab') as output:
+        try:
+            # The training has this file too: it holds the run as long as one of the two processes lives.
+            fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return 'passed over, another process trains it'
+        if not is_due(run, retry):
+            return 'passed over, another process has trained it'
         run.forget_outcome()  # else what starts from it would take the old failure for the new outcome
-    free = list(islice(cycle(gpus() or [None]), args.jobs))
-    while not stopped:
-        for training in [training for training in active if training.process.poll() is not None]:
-            active.remove(training)
-            free.append(training.device)
-            finish(training, plan.metric, hardware)
-        ready = [run for run in waiting if is_ready(run, by_key)]
-        if not active and not ready:
-            break  # what still waits, waits for one that somebody else has stopped
-        while ready and free:
-            run = ready.pop(0)
-            waiting.remove(run)
-            start = by_key.get((run.variant.start, run.seed))
-            if start is not None and start.outcome()['status'] != 'finished':
-                run.write_outcome('failed', f'{start.variant.name}, from which it starts, has failed')
-                continue
+        before = start and start.outcome()
+        if start is not None and before is None:
+            return f'waits for {start.variant.name}, from which it starts'
+        if start is not None and before['status'] != 'finished':
+            run.write_outcome('failed', f'{start.variant.name}, from which it starts, has failed')
+        else:
             prepare(run, start, plan.digests[run.variant.name])
-            active.append(launch(run, free.pop(0), args.threads, held))
             print(f'{time.strftime("%H:%M:%S")} {run.variant.name}, seed {run.seed}: started', flush=True)
-        time.sleep(0.2)
+            offset, status = output.tell(), run_training(run, output)
+            hardware = f'{describe_device(get_device())}, {versions_text()}'
+            if status == 0:
+                run.write_outcome('finished', trained_on=hardware)
+            elif status not in (PREEMPTED_STATUS, -signal.SIGTERM, -signal.SIGINT):  # else somebody has stopped it
+                run.write_outcome('failed', reason_of(status, output.name, offset), hardware)
+    progress = run.progress(plan.metric)
+    figure = f'{plan.metric} {progress.value:.4g}' if progress.value is not None else progress.reason
+    return f'{progress.status} {figure}'
 
 
-def is_ready(run: Run, by_key: dict[tuple[str, int], Run]) -> bool:
-    """Whether the run that it starts from, if there is one, has ended."""
-    start = by_key.get((run.variant.start, run.seed))
-    return start is None or start.outcome() is not None
+def run_training(run: Run, output: BinaryIO) -> int:
+    """Runs a training, or goes on with it: its exit status."""
+    process = subprocess.Popen(
+        [sys.executable, osp.join(TOOLS, 'train.py'), run.config_path, '--work-dir', run.folder, '--resume'],
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, 'PYTHONUNBUFFERED': '1'},
+        start_new_session=True,  # a Ctrl-C reaches it through this process, once
+    )
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.terminate()  # it saves a checkpoint
+        process.wait()
+        raise
 
 
-def finish(training: Training, metric: str, hardware: str) -> None:
-    """Notes how a training ended; one that somebody has stopped has not."""
-    run, status = training.run, training.process.returncode
-    if status == 0:
-        run.write_outcome('finished', trained_on=hardware)
-    elif status not in (PREEMPTED_STATUS, -signal.SIGTERM, -signal.SIGINT):
-        run.write_outcome('failed', reason_of(training), hardware)
-    progress = run.progress(metric)
-    text = f'{metric} {progress.value:.4g}' if progress.value is not None else progress.reason
-    now = time.strftime('%H:%M:%S')
-    print(f'{now} {run.variant.name}, seed {run.seed}: {progress.status} {text}'.rstrip(), flush=True)
+def reason_of(status: int, path: str, offset: int) -> str:
+    """Why a training failed: the signal that killed it, or what it said last in the file, from an offset on."""
+    if status < 0:
+        return f'killed by {signal.Signals(-status).name}'
+    with open(path, 'rb') as file:
+        file.seek(offset)
+        lines = [line.strip() for line in file.read().decode(errors='replace').splitlines() if line.strip()]
+    named = [line for line in lines if line.startswith('error: ')]
+    return (named or lines or [f'status {status}'])[-1].removeprefix('error: ')[:400]
 
 
 def build_step(cfg: Config, shape: tuple[int, int], device: str) -> partial:
@@ -267,6 +228,8 @@ def build_step(cfg: Config, shape: tuple[int, int], device: str) -> partial:
     set_random_seed(0)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     without_downloads(cfg.model)
+    if 'data_preprocessor' in cfg:
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)  # as the runner does
     model = revert_sync_batchnorm(MODELS.build(cfg.model)).to(device).train()
     batch = random_batch(cfg.default_scope, model, cfg.train_dataloader.batch_size, shape)
     return partial(model.train_step, batch, build_optim_wrapper(model, cfg.optim_wrapper))
@@ -302,6 +265,26 @@ def measure_costs(plan: Plan, rounds: int) -> dict:
     return costs
 
 
+def report(plan: Plan, runs: Sequence[Run], args: argparse.Namespace) -> str:
+    """Writes the report, and measures what it lacks once all runs have ended or a report is all that is wanted."""
+    anew = re.sub(r' --report-only| --shard[ =]\S+', '', shlex.join(sys.argv))
+    path = osp.join(args.out, 'costs.json')
+    costs = read_json(path)
+    if costs and costs.get('plan') != costs_key(plan):
+        costs = None  # of the plan as it was
+    tables = write_report(plan, runs, costs, args.report, anew)
+    is_time = args.report_only or all(run.outcome() for run in runs)
+    if is_time and plan.shape and args.rounds and not costs:
+        print('measuring times and memory', flush=True)
+        try:
+            costs = measure_costs(plan, args.rounds)
+            write_atomically(path, json.dumps(costs))
+            tables = write_report(plan, runs, costs, args.report, anew)
+        except (UsageError, RuntimeError) as error:  # such as too little memory: the report is there all the same
+            print(f'times and memory cannot be measured: {error}', file=sys.stderr)
+    return tables
+
+
 def main() -> None:
     """Train, measure, report."""
     args = parse_args()
@@ -316,26 +299,16 @@ def main() -> None:
         for run in runs:
             run.check_settings(plan.digests[run.variant.name])
         runs = take_earlier(plan, runs, args.earlier)
-        complete = args.report_only or train_all(plan, runs, args)
-        anew = shlex.join(arg for arg in sys.argv if arg != '--report-only')
-        path = osp.join(out, 'costs.json')
-        costs = read_json(path)
-        if costs and costs.get('plan') != costs_key(plan):
-            costs = None  # of the plan as it was
-        tables = write_report(plan, runs, costs, args.report, anew)
-        if complete and plan.shape and args.rounds and not costs:
-            print('measuring times and memory', flush=True)
-            try:
-                costs = measure_costs(plan, args.rounds)
-                write_atomically(path, json.dumps(costs))
-                tables = write_report(plan, runs, costs, args.report, anew)
-            except (UsageError, RuntimeError) as error:  # such as too little memory: the report is there all the same
-                print(f'times and memory cannot be measured: {error}', file=sys.stderr)
-        print(tables)
-    if not complete:
-        print('stopped: the same command goes on', file=sys.stderr)
+        mine = shard_of(runs, *args.shard)
+        if not args.report_only:
+            train_all(plan, mine, args.retry)
+        with open(osp.join(out, 'report.lock'), 'w') as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # other shards write the same files
+            print(report(plan, runs, args))
+    if not args.report_only and any(run.outcome() is None for run in mine):
+        print('not all runs have ended: the same command goes on', file=sys.stderr)
         sys.exit(PREEMPTED_STATUS)
-    sys.exit(any(run.progress(plan.metric).status != 'finished' for run in runs))
+    sys.exit(any(run.progress(plan.metric).status != 'finished' for run in mine))
 
 
 if __name__ == '__main__':

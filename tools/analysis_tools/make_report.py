@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import html
-import json
 from pathlib import Path
 
 import matplotlib
@@ -19,49 +17,18 @@ from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import get_box_tensor
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from mmengine.device import get_device
-from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
+from mmengine.registry import DATASETS
 from mmengine.runner import find_latest_checkpoint
 
 import s6la_mm  # noqa: F401  (allow-lists what checkpoints hold, also for configs that don't import it)
-from s6la_mm.checkpoint.reading import weights_only
+from s6la_mm.analysis.logs import read_entries
+from s6la_mm.analysis.page import Section, write_page
 from s6la_mm.common.cli import add_cfg_options, clear_errors, load_config, require_file
 from s6la_mm.common.errors import UsageError
+from s6la_mm.common.inference import build_visualizer, init_model
 
 DRAWN_SIDE = 480
 SEGMENTATION_METRICS = ('mIoU', 'mAcc', 'aAcc')
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{title}</title>
-<style>
-body {{ font-family: sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em; }}
-td, th {{ padding: .15em 1em .15em 0; text-align: left; }}
-td + td {{ font-variant-numeric: tabular-nums; }}
-img {{ max-width: 100%; }}
-figure {{ margin: 0; }}
-.colour {{ display: inline-block; width: 1em; height: 1em; margin: 0 .3em 0 1em; vertical-align: text-bottom; }}
-.pictures {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(26em, 1fr)); gap: 1em; }}
-.pictures img {{ width: 100%; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-<p>Checkpoint: {checkpoint}</p>
-<h2>Validation</h2>
-{metrics}
-<h2>Curves</h2>
-{curves}
-<h2>Ground truth (left) and prediction (right)</h2>
-<p>{note}</p>
-<div class="pictures">
-{pictures}
-</div>
-</body>
-</html>
-"""
 
 
 def parse_args() -> argparse.Namespace:
@@ -102,10 +69,7 @@ def find_checkpoint(work_dir: Path) -> str:
 
 
 def read_scalars(work_dir: Path) -> tuple[list[dict], list[dict]]:
-    """Read what the runs of a work dir logged; a resumed run goes on where the one before it was left.
-
-    Args:
-        work_dir: with ``<time>/vis_data/scalars.json``, one JSON object a line.
+    """Joins what the runs of a work dir logged; a resumed run goes on where the one before it was left.
 
     Returns:
         Training entries and validation entries, by rising ``step``, which counts iterations in both.
@@ -115,8 +79,7 @@ def read_scalars(work_dir: Path) -> tuple[list[dict], list[dict]]:
     """
     train: list[dict] = []
     val: list[dict] = []
-    for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        entries = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    for entries in read_entries(work_dir):
         first = next((entry['step'] for entry in entries if 'loss' in entry), None)
         if first is None:
             continue  # a test, or a training that ended before it logged
@@ -192,9 +155,7 @@ def enlarge(image: np.ndarray, sample: DetDataSample) -> np.ndarray:
     return image
 
 
-def draw_predictions(
-    cfg: Config, checkpoint: str, number: int, score_thr: float, out_dir: Path
-) -> tuple[list[str], str]:
+def draw_predictions(cfg: Config, checkpoint: str, number: int, score_thr: float, out_dir: Path) -> Section:
     """Predict on validation images, evenly spread over the set, and draw each beside its ground truth.
 
     Args:
@@ -205,19 +166,12 @@ def draw_predictions(
         out_dir: gets ``images/*.png``.
 
     Returns:
-        The paths of the pictures relative to ``out_dir``, and HTML that explains them.
+        The part of the page that shows them.
     """
     segments = cfg.default_scope == 'mmseg'
-    if segments:
-        from mmseg.apis import init_model as init
-    else:
-        from mmdet.apis import init_detector as init
-    init_default_scope(cfg.default_scope)
-    model = init(cfg, checkpoint, device=get_device())
+    model, _ = init_model(cfg, checkpoint)
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
-    cfg.visualizer.vis_backends = None  # pictures go to files of our choice
-    visualizer = VISUALIZERS.build(cfg.visualizer)
-    visualizer.dataset_meta = dataset.metainfo
+    visualizer = build_visualizer(cfg, dataset.metainfo)
     names = []
     number = min(number, len(dataset))
     for index in (len(dataset) * i // number for i in range(number)):
@@ -232,30 +186,28 @@ def draw_predictions(
             out_file=str(out_dir / names[-1]),
             **(dict(with_labels=False) if segments else dict(pred_score_thr=score_thr)),
         )
-    return names, colour_legend(dataset.metainfo) if segments else f'Score at least {score_thr:g}'
-
-
-def colour_legend(metainfo: dict) -> str:
-    """The classes and colours of a segmentation data set as HTML."""
-    entries = zip(metainfo['classes'], metainfo['palette'])
-    return '\n'.join(
-        f'<span class="colour" style="background: rgb{tuple(colour)}"></span>{html.escape(name)}'
-        for name, colour in entries
+    return Section(
+        'Ground truth (left) and prediction (right)',
+        text='' if segments else f'Score at least {score_thr:g}',
+        legend=[(n, tuple(c)) for n, c in zip(dataset.metainfo['classes'], dataset.metainfo['palette'])]
+        if segments
+        else (),
+        pictures=names,
+        in_grid=True,
     )
 
 
-def metrics_table(val: list[dict]) -> str:
-    """The last and the best value of each metric as an HTML table."""
+def metrics_section(val: list[dict]) -> Section:
+    """The last and the best value of each metric."""
     keys = [key for key in val[-1] if '/' in key or key in SEGMENTATION_METRICS] if val else []
     if not keys:
-        return '<p>This run was not validated, or found nothing.</p>'
-    rows = [f'<tr><th>metric</th><th>last (iteration {val[-1]["step"]})</th><th>best</th></tr>']
+        return Section('Validation', 'This run was not validated, or found nothing.')
+    rows = [('metric', f'last (iteration {val[-1]["step"]})', 'best')]
     for key in keys:
         values = (val[-1][key], max(entry[key] for entry in val if key in entry))
         # COCO's -1: there are no objects of this size.
-        cells = ''.join(f'<td>{value:.3f}</td>' if value >= 0 else '<td>–</td>' for value in values)
-        rows.append(f'<tr><td>{html.escape(key)}</td>{cells}</tr>')
-    return '<table>\n' + '\n'.join(rows) + '\n</table>'
+        rows.append((key, *(f'{value:.3f}' if value >= 0 else '–' for value in values)))
+    return Section('Validation', table=rows)
 
 
 def main() -> None:
@@ -272,22 +224,11 @@ def main() -> None:
         checkpoint = args.checkpoint or find_checkpoint(work_dir)
         require_file(checkpoint, 'checkpoint')
     out_dir.mkdir(parents=True, exist_ok=True)
-    curves = draw_curves(train, val, out_dir)
-    with clear_errors(cfg), weights_only():
-        pictures, note = draw_predictions(cfg, checkpoint, args.num_images, args.score_thr, out_dir)
-    figures = [f'<figure><img src="{name}" alt="" loading="lazy"></figure>' for name in curves + pictures]
+    curves = Section('Curves', pictures=draw_curves(train, val, out_dir))
+    with clear_errors(cfg):
+        predictions = draw_predictions(cfg, checkpoint, args.num_images, args.score_thr, out_dir)
     page = out_dir / 'index.html'
-    page.write_text(
-        PAGE.format(
-            title=html.escape(config.stem),
-            checkpoint=html.escape(checkpoint),
-            metrics=metrics_table(val),
-            curves='\n'.join(figures[: len(curves)]),
-            note=note,
-            pictures='\n'.join(figures[len(curves) :]),
-        ),
-        encoding='utf-8',
-    )
+    write_page(str(page), config.stem, f'Checkpoint: {checkpoint}', [metrics_section(val), curves, predictions])
     for key, value in val[-1].items() if val else ():
         if key.endswith(('mAP', 'mAP_50', 'mAP_75', *SEGMENTATION_METRICS)):
             print(f'{key}: {value:.3f}')
