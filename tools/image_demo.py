@@ -16,7 +16,7 @@ from mmengine.visualization import Visualizer
 import s6la_mm  # noqa: F401  (allow-lists what checkpoints hold, also for configs that don't import it)
 from s6la_mm.common.cli import add_cfg_options, clear_errors, find_images, load_config, require_file
 from s6la_mm.common.errors import UsageError
-from s6la_mm.common.inference import build_visualizer, init_model
+from s6la_mm.common.inference import build_visualizer, init_model, predictor
 
 # The picture (height, width, RGB; uint8) of a prediction, what goes into its JSON, a label map or None.
 Drawn = tuple[np.ndarray, dict, 'np.ndarray | None']
@@ -146,7 +146,8 @@ def main() -> None:
         require_file(args.checkpoint, 'checkpoint')
         images = find_images(args.inputs)
     with clear_errors(cfg):
-        model, predict = init_model(cfg, args.checkpoint, args.device)
+        model = init_model(cfg, args.checkpoint, args.device)
+        predict = predictor(cfg, model)
         visualizer = build_visualizer(cfg, model.dataset_meta)
         describe = dict(mmdet=draw_boxes, mmseg=draw_classes_of_pixels, mmpretrain=draw_class)[cfg.default_scope]
         write_results(images, lambda path, image: describe(visualizer, image, predict(path), args), out_dir)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from functools import partial
 
+import torch
 from mmengine.config import Config
+from mmengine.dataset import Compose, default_collate, pseudo_collate
 from mmengine.device import get_device
 from mmengine.registry import VISUALIZERS, init_default_scope
 from mmengine.structures import BaseDataElement
@@ -13,12 +15,11 @@ from mmengine.visualization import Visualizer
 from torch import nn
 
 from ..checkpoint.reading import weights_only
+from .configs import innermost_dataset
 from .errors import UsageError
 
 
-def init_model(
-    cfg: Config, checkpoint: str, device: str | None = None
-) -> tuple[nn.Module, Callable[[str], BaseDataElement]]:
+def init_model(cfg: Config, checkpoint: str, device: str | None = None) -> nn.Module:
     """Builds the model of a config and loads its weights, without running code that their file may hold.
 
     Args:
@@ -27,8 +28,7 @@ def init_model(
         device (str, optional): As PyTorch names it. Defaults to an accelerator if there is one.
 
     Returns:
-        tuple[nn.Module, Callable]: The model in evaluation mode, with its ``dataset_meta``, and a function that runs
-            it on an image file and gives the data sample with the prediction.
+        nn.Module: The model in evaluation mode, with its ``dataset_meta``.
 
     Raises:
         UsageError: If the scope is not one of mmdet, mmseg and mmpretrain.
@@ -40,23 +40,37 @@ def init_model(
     init_default_scope(scope)
     with weights_only():
         if scope == 'mmdet':
-            from mmdet.apis import inference_detector, init_detector
+            from mmdet.apis import init_detector
 
-            model = init_detector(cfg, checkpoint, device=device)
-            return model, partial(inference_detector, model)
+            return init_detector(cfg, checkpoint, device=device)
         if scope == 'mmseg':
-            from mmseg.apis import inference_model
             from mmseg.apis import init_model as init_segmentor
 
-            model = init_segmentor(cfg, checkpoint, device=device)
-            return model, partial(inference_model, model)
-        from mmpretrain.apis import ImageClassificationInferencer
+            return init_segmentor(cfg, checkpoint, device=device)
+        from mmpretrain.apis import get_model
 
-        inferencer = ImageClassificationInferencer(cfg, checkpoint, device)
-        model = inferencer.model
+        model = get_model(cfg, checkpoint, device=device)
         model.dataset_meta = model._dataset_meta
-        # Not inferencer(path), which draws a progress bar for each image.
-        return model, lambda path: inferencer.forward(next(inferencer.preprocess([path])))[0]
+        return model
+
+
+def predictor(cfg: Config, model: nn.Module) -> Callable[[str], BaseDataElement]:
+    """A function that runs a model on an image file, as a test would: its data sample with the prediction.
+
+    Args:
+        cfg (Config): The config, of which it takes the pipeline of the test, without annotations.
+        model (nn.Module): Of :func:`init_model`.
+    """
+    steps = innermost_dataset(cfg.test_dataloader.dataset).pipeline
+    pipeline = Compose([step for step in steps if 'Annotation' not in str(step['type'])])
+    # mmpretrain takes a list for views of one image.
+    collate = default_collate if cfg.default_scope == 'mmpretrain' else pseudo_collate
+
+    def predict(path: str) -> BaseDataElement:
+        with torch.no_grad():
+            return model.test_step(collate([pipeline(dict(img_path=path, img_id=0))]))[0]
+
+    return predict
 
 
 def build_visualizer(cfg: Config, dataset_meta: dict) -> Visualizer:
@@ -66,6 +80,8 @@ def build_visualizer(cfg: Config, dataset_meta: dict) -> Visualizer:
         cfg (Config): A config with ``visualizer``.
         dataset_meta (dict): Classes and colours.
     """
-    visualizer = VISUALIZERS.build({**cfg.visualizer, 'vis_backends': None})
+    # A name of its own: mmengine would return one that it knows already.
+    name = f'visualizer_{time.time_ns()}'
+    visualizer = VISUALIZERS.build({**cfg.visualizer, 'vis_backends': None, 'name': name})
     visualizer.dataset_meta = dataset_meta
     return visualizer

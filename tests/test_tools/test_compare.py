@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import importlib
 import json
 import os
 import signal
@@ -10,11 +11,13 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
+from forked import Forked
 from mmengine.config import Config
 from tiny_training import MODELS, TINY
-from tool_runner import ROOT, load
+from tool_runner import ROOT, TOOLS
 
 from s6la_mm.comparison.plan import Run, read_plan
 
@@ -45,9 +48,10 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def compare():
-    """The tool as a module."""
-    return load('analysis_tools/compare.py')
+def compare(monkeypatch):
+    """The tool as a module that its own processes can import too."""
+    monkeypatch.syspath_prepend(TOOLS / 'analysis_tools')
+    return importlib.import_module('compare')
 
 
 @pytest.fixture
@@ -77,18 +81,32 @@ def send_when(path: Path, text: str, number: signal.Signals) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+class ForkedTraining:
+    """Takes the place of ``subprocess.Popen``; starts in seconds less."""
+
+    def __init__(self, command: list[str], stdout: BinaryIO, **_: object) -> None:
+        self.forked = Forked(*command[1:], log=Path(stdout.name))
+
+    def wait(self) -> int:
+        return self.forked.wait()
+
+    def terminate(self) -> None:
+        self.forked.process.terminate()
+
+
 @pytest.mark.slow
-def test_stopped_resumed_and_reported(folder, main):
+def test_stopped_resumed_and_reported(folder, compare, main, monkeypatch):
     """A signal in the first run, then all of them, one after the failure of another; then only the report."""
     command = (folder / 'plan.py', '--out', folder / 'out', '--rounds', '1')
     log = folder / 'out/S6LA/seed_3/output.txt'
-    send_when(log, 'Iter(train)', signal.SIGTERM)
-    status, output = main(*command)
-    assert status == 75 and 'not all runs have ended: the same command goes on' in output, output
-    assert '- S6LA, seed 3: unfinished at iteration ' in output
-
-    status, output = main(*command)
-    assert status == 1, output  # two have failed
+    with monkeypatch.context() as patch:
+        patch.setattr(compare.subprocess, 'Popen', ForkedTraining)
+        send_when(log, 'Iter(train)', signal.SIGTERM)
+        status, output = main(*command)
+        assert status == 75 and 'not all runs have ended: the same command goes on' in output, output
+        assert '- S6LA, seed 3: unfinished at iteration ' in output
+        status, output = main(*command)
+        assert status == 1, output  # two have failed
     assert log.read_text().count('resumed epoch: 0, iter: ') == 1
     results = json.loads((folder / 'out/report/results.json').read_text())
     by_name = {run['name']: run for run in results['runs']}
@@ -114,6 +132,7 @@ def test_stopped_resumed_and_reported(folder, main):
     assert status == 0 and '| renamed | 1 of 1 |' in output
     assert '- Finished trainings: 1 on CPU, ' in (folder / 'elsewhere/report/README.md').read_text()
 
+    monkeypatch.setattr(compare, 'run_in_child', lambda *_: 2**20)  # test_costs_of_classifiers measures memory
     for size in (64, 32):  # other images, other costs
         with open(folder / 'plan.py', 'a') as file:
             file.write(f"shape = ({size}, 64)\nruns = [dict(name='renamed'), dict(name='other')]\n")

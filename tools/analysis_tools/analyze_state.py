@@ -6,13 +6,12 @@ import argparse
 import os
 
 import mmcv
-import torch
 
 import s6la_mm  # noqa: F401  (registers the backbones; allow-lists what checkpoints hold)
 from s6la_mm.analysis.figures import write_state_page
 from s6la_mm.analysis.state import StateAnalysis
 from s6la_mm.common.cli import add_cfg_options, clear_errors, find_images, load_config, require_file, require_writable
-from s6la_mm.common.inference import init_model
+from s6la_mm.common.inference import init_model, predictor
 
 
 def parse_args() -> argparse.Namespace:
@@ -42,11 +41,12 @@ def main() -> None:
         if cfg.get('default_scope') == 'mmseg':
             cfg.model.test_cfg = dict(mode='whole')  # one pass over an image: windows would have states of their own
     with clear_errors(cfg):
-        model, predict = init_model(cfg, args.checkpoint, args.device)
+        model = init_model(cfg, args.checkpoint, args.device)
+        predict = predictor(cfg, model)
         analysis = StateAnalysis(model.backbone)
     maps = []
     for number, path in enumerate(images):
-        with analysis.watching(), torch.no_grad():
+        with analysis.watching():
             predict(path)
         if number < args.maps:
             last = {write.cell: index for index, write in enumerate(analysis.writes)}  # of each stage

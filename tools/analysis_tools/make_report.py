@@ -169,7 +169,7 @@ def draw_predictions(cfg: Config, checkpoint: str, number: int, score_thr: float
         The part of the page that shows them.
     """
     segments = cfg.default_scope == 'mmseg'
-    model, _ = init_model(cfg, checkpoint)
+    model = init_model(cfg, checkpoint)
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
     visualizer = build_visualizer(cfg, dataset.metainfo)
     names = []
