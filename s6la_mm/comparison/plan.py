@@ -9,7 +9,7 @@ import os
 import os.path as osp
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -37,16 +37,18 @@ class Variant:
         config (str): Config file.
         cfg_options (dict): Changes to the config, the plan's own included; dotted keys.
         start (str or None): Name of the variant whose last checkpoint of the same seed this one starts from.
+        content (Config): What is in the config file, which takes a second to read.
     """
 
     name: str
     config: str
     cfg_options: dict
     start: str | None
+    content: Config = field(repr=False, compare=False)
 
     def build_config(self) -> Config:
         """The training config, without seed and folder."""
-        cfg = Config.fromfile(self.config)
+        cfg = copy.deepcopy(self.content)
         cfg.merge_from_dict(copy.deepcopy(self.cfg_options))
         return cfg
 
@@ -71,8 +73,11 @@ class Plan:
         kept = {name: os.environ.pop(name) for name in roots if name in os.environ}
         try:
             found: dict[str, str] = {}
+            contents = {path: Config.fromfile(path) for path in {variant.config for variant in self.variants}}
             for variant in self.variants:
-                text = variant.build_config().pretty_text + found.get(variant.start, '')
+                text = replace(variant, content=contents[variant.config]).build_config().pretty_text + found.get(
+                    variant.start, ''
+                )
                 found[variant.name] = hashlib.sha256(text.encode()).hexdigest()[:16]
             return found
         finally:
@@ -117,7 +122,8 @@ def read_plan(path: str) -> Plan:
     seeds = tuple(entries['seeds'])
     if len(set(seeds)) < len(seeds) or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
         raise UsageError(f'{path}: seeds={list(seeds)} must be different integers, none below 0')
-    variants = tuple(_read_variant(path, entries, run) for run in entries['runs'])
+    contents: dict[str, Config] = {}
+    variants = tuple(_read_variant(path, entries, run, contents) for run in entries['runs'])
     names = [variant.name for variant in variants]
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
@@ -145,7 +151,7 @@ def read_plan(path: str) -> Plan:
     )
 
 
-def _read_variant(path: str, entries: dict, run: dict) -> Variant:
+def _read_variant(path: str, entries: dict, run: dict, contents: dict[str, Config]) -> Variant:
     unknown = set(run) - {'name', 'config', 'cfg_options', 'start'}
     if 'name' not in run or unknown:
         raise UsageError(f'{path}: a run has a name and may have config, cfg_options and start: {run}')
@@ -155,7 +161,9 @@ def _read_variant(path: str, entries: dict, run: dict) -> Variant:
     config = osp.join(osp.dirname(path), run.get('config', entries['config']))
     require_file(config, f'config of {name}:')
     options = {**entries.get('cfg_options', {}), **run.get('cfg_options', {})}
-    return Variant(name, config, options, run.get('start'))
+    if config not in contents:
+        contents[config] = Config.fromfile(config)
+    return Variant(name, config, options, run.get('start'), contents[config])
 
 
 def _check_metric(path: str, variant: Variant, metric: str) -> None:
