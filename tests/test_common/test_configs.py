@@ -55,7 +55,25 @@ def test_downloads_are_removed():
 
 
 def test_random_images_of_other_tasks():
-    with pytest.raises(UsageError, match="not for default_scope='mmpretrain'"):
-        random_batch('mmpretrain', nn.Identity(), 1, (32, 32))
+    with pytest.raises(UsageError, match="not for default_scope='mmpose'"):
+        random_batch('mmpose', nn.Identity(), 1, (32, 32))
     with pytest.raises(UsageError, match='a bbox_head, which Identity has not'):
         random_batch('mmdet', nn.Identity(), 1, (32, 32))
+
+
+def test_random_images_with_classes():
+    """What the data preprocessor of a classifier takes: images of any size, and the label of each."""
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = MODELS.build(
+            dict(
+                type='ImageClassifier',
+                backbone=dict(type='ResNet', depth=18),
+                neck=dict(type='GlobalAveragePooling'),
+                head=dict(type='LinearClsHead', num_classes=3, in_channels=512),
+            )
+        )
+    batch = random_batch('mmpretrain', model, 20, (32, 48))
+    assert batch['inputs'].shape == (20, 3, 32, 48)
+    assert {int(sample.gt_label) for sample in batch['data_samples']} == {0, 1, 2}
+    prepared = model.data_preprocessor(batch, training=True)
+    assert model(**prepared, mode='loss')['loss'].isfinite()
