@@ -16,11 +16,11 @@ from tool_runner import ROOT
 # From the ground: a room imports only from rooms on lower floors.
 FLOORS = (
     ('ops', 'environment', 'version'),
-    ('layers', 'necks', 'testing'),
+    ('layers', 'necks', 'optim', 'testing'),
     ('checkpoint',),
     ('backbones',),
     ('common',),
-    ('conversion', 'analysis', 'engine', 'optim'),
+    ('conversion', 'analysis', 'engine'),
     ('benchmarks', 'datasets'),
     ('comparison',),
     ('collect_env',),

@@ -9,6 +9,7 @@ import torch
 from mmengine.dataset import BaseDataset
 from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel
+from mmengine.registry import DATASETS, MODELS
 from mmengine.runner import Runner
 from torch import nn
 
@@ -17,6 +18,7 @@ from s6la_mm.backbones import S6LAResNet
 SIZE = 24
 
 
+@DATASETS.register_module()
 class ToyDataset(BaseDataset):
     """Random images whose augmentation draws from the generators of Python, numpy and torch; notes what was read."""
 
@@ -50,6 +52,7 @@ class Sample:
         self.label = label
 
 
+@MODELS.register_module()
 class ToyModel(BaseModel):
     """S6LA-ResNet-18 of eighth width with dropout and a linear head."""
 

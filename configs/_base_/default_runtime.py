@@ -1,4 +1,3 @@
-_base_ = 'mmdet::_base_/default_runtime.py'
+_base_ = ['mmdet::_base_/default_runtime.py', './s6la.py']
 
-# What puts S6LA into the registries; without it: "S6LAResNet is not in the mmdet::model registry".
-custom_imports = dict(imports=['s6la_mm'], allow_failed_imports=False)
+default_hooks = {{_base_.s6la_hooks}}

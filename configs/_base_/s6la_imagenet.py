@@ -1,7 +1,5 @@
 # Beside a complete MMPreTrain config as base: registers S6LA and names ImageNet's place, the folder in IMAGENET_ROOT,
 # with train/ and val/.
-_base_ = './schedules/no_state_decay.py'
-
-custom_imports = dict(imports=['s6la_mm'], allow_failed_imports=False)
+_base_ = './s6la.py'
 
 loader_at_root = dict(dataset=dict(data_root='{{$IMAGENET_ROOT:data/imagenet}}'))

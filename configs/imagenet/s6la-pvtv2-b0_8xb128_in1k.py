@@ -4,7 +4,8 @@ model = dict(
     backbone=dict(_delete_=True, type='S6LAPVTv2', arch='b0', drop_path_rate=0.1, out_indices=(3,)),
     head=dict(in_channels=256),
 )
-optim_wrapper = dict(clip_grad=None, paramwise_cfg={{_base_.no_state_decay}})
+train_cfg = dict(_delete_=True, type='ResumableEpochBasedTrainLoop', max_epochs={{_base_.train_cfg.max_epochs}})
+default_hooks = {{_base_.s6la_hooks}}
+optim_wrapper = dict(constructor='S6LAOptimWrapperConstructor', clip_grad=None)
 train_dataloader = dict(batch_size=128, dataset={{_base_.loader_at_root.dataset}})
-val_dataloader = {{_base_.loader_at_root}}
-test_dataloader = {{_base_.loader_at_root}}
+val_dataloader = test_dataloader = {{_base_.loader_at_root}}

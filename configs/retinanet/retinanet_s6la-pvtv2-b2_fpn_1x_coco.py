@@ -1,8 +1,7 @@
 _base_ = ['mmdet::pvt/retinanet_pvtv2-b2_fpn_1x_coco.py', '../_base_/s6la_coco.py']
 model = dict(backbone=dict(type='S6LAPVTv2'))
-optim_wrapper = dict(paramwise_cfg={{_base_.no_state_decay}})
-train_dataloader = {{_base_.loader_at_root}}
-val_dataloader = {{_base_.loader_at_root}}
-test_dataloader = {{_base_.loader_at_root}}
-val_evaluator = {{_base_.evaluator_at_root}}
-test_evaluator = {{_base_.evaluator_at_root}}
+train_cfg = dict(type='ResumableEpochBasedTrainLoop')
+default_hooks = {{_base_.s6la_hooks}}
+optim_wrapper = dict(constructor='S6LAOptimWrapperConstructor')
+train_dataloader = val_dataloader = test_dataloader = {{_base_.loader_at_root}}
+val_evaluator = test_evaluator = {{_base_.evaluator_at_root}}

@@ -9,10 +9,8 @@ model = dict(
     ),
     neck=dict(in_channels=[32, 64, 160, 256]),
 )
-optim_wrapper = dict(optimizer=dict(lr=2e-4), paramwise_cfg={{_base_.no_state_decay}})
+optim_wrapper = dict(constructor='S6LAOptimWrapperConstructor', optimizer=dict(lr=2e-4))
 param_scheduler = [dict(type='PolyLR', eta_min=0.0, power=0.9, begin=0, end=40000, by_epoch=False)]
-train_cfg = dict(max_iters=40000, val_interval=4000)
-default_hooks = dict(checkpoint=dict(interval=4000))
-train_dataloader = {{_base_.loader_at_root}}
-val_dataloader = {{_base_.loader_at_root}}
-test_dataloader = {{_base_.loader_at_root}}
+train_cfg = dict(type='ResumableIterBasedTrainLoop', max_iters=40000, val_interval=4000)
+default_hooks = dict(_base_.s6la_hooks, checkpoint=dict(type='SafeCheckpointHook', interval=4000))
+train_dataloader = val_dataloader = test_dataloader = {{_base_.loader_at_root}}

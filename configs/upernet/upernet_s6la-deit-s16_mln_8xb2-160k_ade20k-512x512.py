@@ -14,7 +14,7 @@ model = dict(
         init_cfg=dict(type='Pretrained', checkpoint=checkpoint),
     ),
 )
-optim_wrapper = dict(paramwise_cfg={{_base_.no_state_decay}})
-train_dataloader = {{_base_.loader_at_root}}
-val_dataloader = {{_base_.loader_at_root}}
-test_dataloader = {{_base_.loader_at_root}}
+train_cfg = dict(type='ResumableIterBasedTrainLoop')
+default_hooks = {{_base_.s6la_hooks}}
+optim_wrapper = dict(constructor='S6LAOptimWrapperConstructor')
+train_dataloader = val_dataloader = test_dataloader = {{_base_.loader_at_root}}

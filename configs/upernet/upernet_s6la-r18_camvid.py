@@ -2,13 +2,9 @@ _base_ = [
     '../_base_/models/upernet_s6la-r18_small.py',
     '../_base_/datasets/camvid.py',
     'mmseg::_base_/default_runtime.py',
-    'mmseg::_base_/schedules/schedule_20k.py',
-    '../_base_/schedules/no_state_decay.py',
+    '../_base_/schedules/schedule_20k.py',
 ]
-custom_imports = dict(imports=['s6la_mm'], allow_failed_imports=False)
-optim_wrapper = dict(
-    optimizer=dict(_delete_=True, type='AdamW', lr=1e-3, weight_decay=0.05), paramwise_cfg={{_base_.no_state_decay}}
-)
+optim_wrapper = dict(optimizer=dict(_delete_=True, type='AdamW', lr=1e-3, weight_decay=0.05))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=50),
     dict(type='PolyLR', power=0.9, eta_min=1e-5, by_epoch=False, begin=50, end=850),

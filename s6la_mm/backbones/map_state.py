@@ -15,6 +15,7 @@ from ..checkpoint import PretrainedMixin
 from ..layers import S6LAMapCell
 from ..layers.options import require
 from ..layers.state_parameters import check_cell_options
+from ..optim import watch_weight_decay
 from .train_mode import TrainReturnsSelf
 
 
@@ -74,6 +75,7 @@ class MapStateMixin(TrainReturnsSelf, PretrainedMixin):
             'out_state',
         }
     )
+    not_decayed = ('initial_state',)
     num_stages: int  # set by the base class, as are the frozen stages
     frozen_stages: int
 
@@ -113,6 +115,7 @@ class MapStateMixin(TrainReturnsSelf, PretrainedMixin):
                 if key is not None and key not in self.cells:
                     self.cells[key] = S6LAMapCell(channels, state_dim, discretization, input_norm, dt_range)
         self._freeze_stages()
+        watch_weight_decay(self)
 
     def _stages(self) -> list[tuple[str, nn.Sequential, int]]:
         """Of each stage: the name of its cell, its blocks, and the channels of their outputs."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import PretrainedMixin
 from ..layers import S6LATokenCell, StateCarry, TokenRead, summary_token
+from ..optim import watch_weight_decay
 from .train_mode import TrainReturnsSelf
 
 
@@ -23,6 +24,7 @@ class TokenStateMixin(TrainReturnsSelf, PretrainedMixin):
     """
 
     state_options = frozenset({'state_dim', 'discretization', 'input_norm', 'carry'})
+    not_decayed = ('initial_state',)
     num_extra_tokens: int  # tokens before the patch tokens; set by the base class or the subclass
     with_cp = False
 
@@ -52,6 +54,7 @@ class TokenStateMixin(TrainReturnsSelf, PretrainedMixin):
             for block in blocks:
                 # In the block, so that freezing a block and its depth in layer-wise decay cover the read.
                 block.read = TokenRead(c, state_dim)
+        watch_weight_decay(self)
 
     def _enter_stage(self, stage: int, x: Tensor, h: Tensor | None) -> Tensor:
         """The state that a stage starts from, (batch, D, N), given its tokens and the state of the stage before."""

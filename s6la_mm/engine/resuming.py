@@ -1,4 +1,4 @@
-"""Which checkpoint to resume from, and what a config needs for runs that survive."""
+"""Which checkpoint to resume from, and what a config of others lacks for runs that survive."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import zipfile
 from mmengine.config import Config
 from mmengine.logging import print_log
 
+# As configs/_base_/s6la.py has them.
+_HOOKS = dict(preemption='PreemptionHook', nonfinite='NonFiniteHook')
 _LOOPS = {'EpochBasedTrainLoop': 'ResumableEpochBasedTrainLoop', 'IterBasedTrainLoop': 'ResumableIterBasedTrainLoop'}
 
 
@@ -77,7 +79,7 @@ def find_last_good(work_dir: str) -> str | None:
 
 
 def make_resumable(cfg: Config) -> None:
-    """Puts the loops and hooks of this package in the place of mmengine's, for runs that survive a kill.
+    """Gives a config of others the loops and hooks that the configs of this package name, for runs that survive a kill.
 
     ``EpochBasedTrainLoop`` and ``IterBasedTrainLoop`` become resumable, ``CheckpointHook`` becomes safe, and
     ``PreemptionHook`` and ``NonFiniteHook`` are added. A config that names others keeps them.
@@ -97,12 +99,10 @@ def make_resumable(cfg: Config) -> None:
     train['type'] = _LOOPS.get(train['type'], train['type'])
     hooks = cfg.setdefault('default_hooks', {})
     hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
-    if hooks['checkpoint'] is not None and hooks['checkpoint'].get('type') == 'CheckpointHook':
+    if (hooks['checkpoint'] or {}).get('type') == 'CheckpointHook':
         hooks['checkpoint']['type'] = 'SafeCheckpointHook'
-        for name in ('PreemptionHook', 'NonFiniteHook'):
-            present = cfg.setdefault('custom_hooks', None) or []
-            if not any(hook.get('type') == name for hook in present):
-                cfg.custom_hooks = [*present, dict(type=name)]
+        present = [hook.get('type') for hook in [*hooks.values(), *(cfg.get('custom_hooks') or [])] if hook]
+        hooks.update({key: dict(type=kind) for key, kind in _HOOKS.items() if kind not in present})
     imports = cfg.setdefault('custom_imports', dict(imports=[], allow_failed_imports=False))
     names = [imports['imports']] if isinstance(imports['imports'], str) else list(imports['imports'])
     if 's6la_mm' not in names:

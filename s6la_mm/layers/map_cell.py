@@ -119,7 +119,7 @@ class S6LAMapCell(BaseModule):
         h' = exp(Δ A) ⊙ h + Δ ⊙ B ⊙ u                              ('euler'; see s6la_mm.ops)
 
     The norm runs over the N channels of each pixel. It bounds the product B ⊙ u, which is quadratic in the features.
-    ``A_log``, ``dt_bias`` and the norm's gain must not be weight-decayed (``configs/_base_/schedules`` say so).
+    ``A_log``, ``dt_bias`` and the norm's gain must not be weight-decayed (see ``S6LAOptimWrapperConstructor``).
 
     Args:
         in_channels (int): Channels D of the block's output.
@@ -146,6 +146,7 @@ class S6LAMapCell(BaseModule):
         'A_log': (0,),
         'dt_bias': (0,),
     }
+    not_decayed = ('A_log', 'dt_bias', 'input_norm')
 
     def __init__(
         self,

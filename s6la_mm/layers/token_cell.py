@@ -26,7 +26,7 @@ class S6LATokenCell(BaseModule):
         h'[d, n] = exp(Δ[d] A[d, n]) h[d, n] + Δ[d] B[n] u[d]          ('euler'; see s6la_mm.ops)
 
     The norm runs over the D channels. It bounds the product B[n] u[d], which is quadratic in the features.
-    ``A_log``, ``dt_bias`` and the norm's gain must not be weight-decayed (``configs/_base_/schedules`` say so).
+    ``A_log``, ``dt_bias`` and the norm's gain must not be weight-decayed (see ``S6LAOptimWrapperConstructor``).
 
     Args:
         channels (int): Channels D of the tokens.
@@ -46,6 +46,7 @@ class S6LATokenCell(BaseModule):
     """
 
     state_axes: ClassVar = {'A_log': (1,), 'B_proj.weight': (0,)}
+    not_decayed = ('A_log', 'dt_bias', 'input_norm')
 
     def __init__(
         self,

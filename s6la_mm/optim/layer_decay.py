@@ -6,20 +6,21 @@ mmseg's know the names of a few backbones, and let ``custom_keys`` say nothing a
 
 from __future__ import annotations
 
-from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
+
+from .state_decay import S6LAOptimWrapperConstructor
 
 _FSDP = '_fsdp_wrapped_module.'  # what torch puts into the names of parameters of wrapped modules
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
-class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """mmengine's default constructor, with the learning rate multiplied by a power of ``layer_decay_rate``.
+class LayerDecayOptimWrapperConstructor(S6LAOptimWrapperConstructor):
+    """``S6LAOptimWrapperConstructor`` with the learning rate multiplied by a power of ``layer_decay_rate``.
 
     Parameters of the last layer of ``model.backbone`` have the rate multiplied by ``layer_decay_rate`` once, those of
     the layer before twice, and so on (BEiT, arXiv 2106.08254; ViTDet, arXiv 2203.16527); heads and necks keep theirs.
-    ``paramwise_cfg`` takes ``layer_decay_rate`` and all that the default constructor takes.
+    ``paramwise_cfg`` takes ``layer_decay_rate`` and all that mmengine's default constructor takes.
 
     Raises:
         ValueError: If ``layer_decay_rate`` is missing or not in (0, 1], or ``model.backbone`` has no
@@ -32,19 +33,17 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         ...     paramwise_cfg=dict(layer_decay_rate=0.7, flat_decay_mult=0.0))
     """
 
-    def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', **kwargs) -> None:
-        """See ``DefaultOptimWrapperConstructor.add_params``, which calls this for each child, with a prefix."""
-        super().add_params(params, module, prefix=prefix, **kwargs)
-        if prefix:
-            return
+    def finish_params(self, params: list[dict], model: nn.Module) -> None:
+        """Changes the groups of a whole model, each of one parameter, in place."""
+        super().finish_params(params, model)
         rate = self.paramwise_cfg.get('layer_decay_rate')
         if rate is None or not 0 < rate <= 1:
             raise ValueError(f'layer_decay_rate={rate} in paramwise_cfg must be a number in (0, 1]')
-        backbone = getattr(module, 'backbone', None)
+        backbone = getattr(model, 'backbone', None)
         if not hasattr(backbone, 'get_layer_depth'):
             name = type(backbone).__name__
             raise ValueError(f'layer_decay_rate={rate} needs a backbone with get_layer_depth, {name} has none')
-        names = {id(parameter): name.replace(_FSDP, '') for name, parameter in module.named_parameters()}
+        names = {id(parameter): name.replace(_FSDP, '') for name, parameter in model.named_parameters()}
         for group in params:
             (parameter,) = group['params']
             depth, num_depths = backbone.get_layer_depth(names[id(parameter)], 'backbone.')

@@ -104,26 +104,27 @@ def test_make_resumable_chooses_the_loop(train_cfg, expected):
 
 def test_make_resumable_keeps_what_the_config_says():
     own = dict(type='NonFiniteHook', max_consecutive=3)
+    checkpoint = dict(interval=5, max_keep_ckpts=2)
     cfg = Config(
         dict(
             train_cfg=dict(by_epoch=True, max_epochs=1),
-            default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=5, max_keep_ckpts=2)),
+            default_hooks=dict(checkpoint=dict(type='CheckpointHook', **checkpoint), visualization=None),
             custom_hooks=[own],
             custom_imports=dict(imports=['theirs'], allow_failed_imports=False),
         )
     )
     make_resumable(cfg)
     make_resumable(cfg)  # a second time changes nothing
-    assert cfg.default_hooks.checkpoint == dict(type='SafeCheckpointHook', interval=5, max_keep_ckpts=2)
-    assert [hook['type'] for hook in cfg.custom_hooks] == ['NonFiniteHook', 'PreemptionHook']
-    assert cfg.custom_hooks[0] == own
+    safe = dict(type='SafeCheckpointHook', **checkpoint)
+    assert cfg.default_hooks == dict(checkpoint=safe, visualization=None, preemption=dict(type='PreemptionHook'))
+    assert cfg.custom_hooks == [own]
     assert cfg.custom_imports.imports == ['theirs', 's6la_mm']
 
 
 def test_make_resumable_leaves_another_checkpoint_hook_alone():
     cfg = Config(dict(train_cfg=dict(by_epoch=True), default_hooks=dict(checkpoint=dict(type='TheirHook'))))
     make_resumable(cfg)
-    assert cfg.default_hooks.checkpoint == dict(type='TheirHook') and not cfg.get('custom_hooks')
+    assert cfg.default_hooks == dict(checkpoint=dict(type='TheirHook'))
 
 
 def test_checkpoints_in_a_folder_of_their_own(tmp_path):

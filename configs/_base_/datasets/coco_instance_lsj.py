@@ -1,6 +1,6 @@
 # COCO for plain ViTs: large-scale jitter, and every image padded to 1024 x 1024, as ViTDet does: a position embedding
 # that was learned on squares would be squeezed into other shapes. COCO_ROOT names the folder.
-_base_ = 'mmdet::common/lsj-100e_coco-instance.py'
+_base_ = ['mmdet::common/lsj-100e_coco-instance.py', '../s6la.py']
 
 data_root = '{{$COCO_ROOT:data/coco}}/'
 test_pipeline = [
@@ -15,4 +15,5 @@ val_dataloader = dict(dataset=dict(data_root=data_root, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
 test_evaluator = val_evaluator
-custom_imports = dict(imports=['s6la_mm'], allow_failed_imports=False)
+train_cfg = dict(type='ResumableEpochBasedTrainLoop')
+default_hooks = {{_base_.s6la_hooks}}

@@ -1,3 +1,4 @@
-_base_ = ['mmdet::_base_/schedules/schedule_2x.py', './no_state_decay.py']
+_base_ = 'mmdet::_base_/schedules/schedule_2x.py'
 
-optim_wrapper = dict(paramwise_cfg={{_base_.no_state_decay}})
+train_cfg = dict(type='ResumableEpochBasedTrainLoop')
+optim_wrapper = dict(constructor='S6LAOptimWrapperConstructor')

@@ -1,14 +1,12 @@
 # 800 iterations from scratch, for small models on a CPU.
-_base_ = './no_state_decay.py'
-
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=800, val_interval=400)
+train_cfg = dict(type='ResumableIterBasedTrainLoop', max_iters=800, val_interval=400)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
     type='OptimWrapper',
+    constructor='S6LAOptimWrapperConstructor',
     optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05),
     clip_grad=dict(max_norm=10),
-    paramwise_cfg={{_base_.no_state_decay}},
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=50),
