@@ -62,16 +62,17 @@ def init_cpu_process_group(cfg: Config) -> None:
     mmengine's own start calls ``torch.cuda.set_device``; it is skipped where a process group exists already.
 
     Args:
-        cfg (Config): A config with ``launcher`` set; its ``model_wrapper_cfg`` is changed in place where needed.
+        cfg (Config): A config, maybe with a ``launcher``; its ``model_wrapper_cfg`` is changed in place where needed.
 
     Raises:
         UsageError: For the launchers that are for accelerators only.
     """
-    if cfg.launcher == 'none' or get_device() != 'cpu':
+    launcher = cfg.get('launcher', 'none')
+    if launcher == 'none' or get_device() != 'cpu':
         return
-    if cfg.launcher != 'pytorch':
+    if launcher != 'pytorch':
         raise UsageError(
-            f'launcher={cfg.launcher!r} needs an accelerator, and none was found: check --gres, or use '
+            f'launcher={launcher!r} needs an accelerator, and none was found: check --gres, or use '
             "launcher='pytorch' (tools/dist_train.sh) for CPU processes"
         )
     torch.distributed.init_process_group('gloo')

@@ -32,7 +32,7 @@ runs = [
     dict(name='later', start='S6LA', cfg_options={'train_cfg.max_iters': 2}),
     dict(name='diverges', cfg_options={
         'optim_wrapper.optimizer.lr': 1e30, 'param_scheduler': None,
-        'custom_hooks': [dict(type='NonFiniteHook', max_consecutive=1)]}),
+        'default_hooks.nonfinite.max_consecutive': 1}),
     dict(name='after', start='diverges'),
 ]
 """
