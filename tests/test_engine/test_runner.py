@@ -32,6 +32,7 @@ def test_plain_runner_trains_as_the_tool_does(name, tmp_path):
     for tool in ('plain', 'ours'):
         cfg = parse(ROOT / name)
         cfg.model, cfg.visualizer, cfg.work_dir = dict(type='ToyModel'), None, str(tmp_path / tool)
+        cfg.experiment_name = f'{tmp_path.name}-{tool}'
         cfg.pop('data_preprocessor', None)
         cfg.optim_wrapper.type = 'OptimWrapper'
         cfg.train_dataloader.dataset = dict(type='ToyDataset')
