@@ -23,7 +23,6 @@ def results(tmp_path_factory) -> list[dict]:
     return start(all_steps, tmp_path_factory.mktemp('two'))
 
 
-@pytest.mark.slow
 @without_accelerator
 @pytest.mark.parametrize('kind', BACKBONES)
 def test_recomputation_changes_no_gradient(results, kind):
@@ -42,7 +41,6 @@ def test_accumulated_steps_are_those_of_the_whole_batch():
     assert_same_change(parts['change'], whole['change'])
 
 
-@pytest.mark.slow
 @without_accelerator
 def test_accumulated_steps_of_two_processes(results):
     """Gradients are exchanged with the last part alone."""

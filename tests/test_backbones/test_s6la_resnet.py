@@ -283,7 +283,6 @@ def test_odd_and_rectangular_images(depth, style, train, size):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('train', [False, True])
 def test_full_size_odd_image(train):
     network = S6LAResNet(50, norm_eval=False, out_state=True).train(train)

@@ -382,7 +382,6 @@ def test_empty_batch(depth, with_grad, memory_format):
     assert [out.shape[0] for out in outs] == [0] * 5
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('state_dim', [1, 7])
 def test_small_state_with_strided_1x1_readers(state_dim, tmp_path):
     """In a process of its own: torch 2.13 corrupts the heap where such a reader is a strided convolution."""

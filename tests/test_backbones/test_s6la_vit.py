@@ -195,7 +195,6 @@ def test_builds_under_every_default_scope(scope):
         assert type(registry.build(dict(type='S6LAViT', **TINY))) is S6LAViT
 
 
-@pytest.mark.slow
 def test_package_without_mmpretrain(tmp_path):
     """It imports and registers; who asks for these backbones is told what to install."""
     code = (

@@ -26,7 +26,6 @@ def one_process(monkeypatch):
         monkeypatch.delenv(variable, raising=False)
 
 
-@pytest.mark.slow
 def test_both_networks_are_timed(one_process, tmp_path, monkeypatch):
     """One process has nothing to synchronise; weights stay what they are, so that all rounds time the same network."""
     built = {}
@@ -52,7 +51,6 @@ def test_both_networks_are_timed(one_process, tmp_path, monkeypatch):
     assert result['data'] == 'random images of 64 × 64' and result['waits'] == dict.fromkeys(networks)
 
 
-@pytest.mark.slow
 def test_data_of_the_config(one_process, tmp_path, monkeypatch):
     """The wait for data is that of the counted rounds."""
     monkeypatch.setenv('S6LA_SHAPES_ROOT', str(tmp_path / 'shapes'))

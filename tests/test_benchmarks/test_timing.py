@@ -76,7 +76,6 @@ def memory_in_a_child() -> tuple[int, int]:
     return peak.bytes, benchmark._resident_bytes('VmRSS') - before
 
 
-@pytest.mark.slow
 def test_memory_is_what_is_in_use():
     peak, still_resident = run_in_child(memory_in_a_child)
     # 2 MiB: pages that the interpreter touches on the way.

@@ -28,7 +28,6 @@ def plain_network(package, name):
     return architecture.plain(**architecture.options)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ('package', 'name', 'arch', 'layout'),
     [

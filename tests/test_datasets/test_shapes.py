@@ -271,7 +271,6 @@ def test_loser_of_a_race_takes_the_set_of_the_winner(root, tmp_path, monkeypatch
     assert files(tmp_path / 'set') == sorted([*files(root), 'winner'])
 
 
-@pytest.mark.slow
 def test_two_processes_at_once(root, tmp_path):
     started = [Forked('-c', SCRIPT, tmp_path / 'set', log=tmp_path / f'{number}.log') for number in range(2)]
     assert [process.wait() for process in started] == [0, 0], started[0].output + started[1].output
@@ -279,7 +278,6 @@ def test_two_processes_at_once(root, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ['0.log', '1.log', 'set']
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(os.name != 'posix', reason='needs SIGKILL')
 def test_killed_process_leaves_no_data_set(root, tmp_path):
     endless = SCRIPT.replace("'num_train': 24", "'num_train': 1000000")

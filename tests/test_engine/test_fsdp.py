@@ -6,10 +6,7 @@ import pytest
 import torch
 from distributed_steps import BACKBONES, Network, all_sharded_steps, images, start
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(torch.cuda.is_available(), reason='gloo is for machines without an accelerator'),
-]
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason='gloo is for machines without an accelerator')
 
 
 @pytest.fixture(scope='module')

@@ -54,7 +54,6 @@ def test_kernels_pass_the_tests_of_the_op():
 
 
 @pytest.mark.nightly
-@pytest.mark.slow
 @pytest.mark.parametrize('flavour', build.FLAVOURS)
 def test_kernels_pass_all_tests_of_the_op(flavour, tmp_path):
     variables = build.environment(flavour, tmp_path / 'report')

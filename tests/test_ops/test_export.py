@@ -156,7 +156,7 @@ def onnx_file(model, inputs, path, dynamo, **options):
 
 EXPORTERS = pytest.mark.parametrize('dynamo', [True, False], ids=['dynamo', 'torchscript'])
 SLOW_EXPORTERS = pytest.mark.parametrize(
-    'dynamo', [pytest.param(True, marks=pytest.mark.slow), False], ids=['dynamo', 'torchscript']
+    'dynamo', [True, False], ids=['dynamo', 'torchscript']
 )
 
 
@@ -179,7 +179,6 @@ def test_onnx_of_exact_discretization(dynamo, tmp_path):
     assert_same(run(*inputs), model(*inputs))
 
 
-@pytest.mark.slow
 @EXPORTERS
 def test_onnx_of_the_backbone(dynamo, tmp_path):
     model, inputs = backbone_case()

@@ -141,7 +141,6 @@ def test_module_that_does_not_load(monkeypatch, error, reason):
     assert devices == frozenset() and reason in message
 
 
-@pytest.mark.slow
 def test_package_without_its_compiled_module(tmp_path):
     """In a process of its own: all works, one warning says what to do, and no op is there to be called."""
     process = Forked('-c', HIDDEN, log=tmp_path / 'log')

@@ -242,7 +242,6 @@ def test_second_gpu(device):
     assert out.device.index == 1 and torch.cuda.current_device() == 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('memory', ['contiguous', 'channels_last'])
 def test_more_elements_than_32_bits_count(device, memory):
     free = torch.cuda.mem_get_info()[0] if device == 'cuda' else 0
@@ -275,7 +274,6 @@ torch.save(results, sys.argv[3])
 """
 
 
-@pytest.mark.slow
 def test_instruction_sets_agree(device, tmp_path):
     """The variants are compiled apart, so each is run in a process whose environment selects it."""
     if device != 'cpu':

@@ -183,7 +183,6 @@ def test_compiled_functions_keep_the_op(device, layout, dynamic):
         assert targets.count(f's6la_mm.{name}.default') == 2, targets
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures('fresh_dynamo')
 def test_inductor(device):
     from torch._inductor.exc import InductorError
@@ -206,7 +205,6 @@ def test_inductor(device):
     torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures('fresh_dynamo')
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
 def test_compiled_backbone_has_no_graph_break(device, memory_format):

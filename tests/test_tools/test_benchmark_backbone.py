@@ -34,7 +34,6 @@ def assert_ratios(label: str, ratios: list[float], expected: list[float]) -> Non
         assert low * 0.9 < ratio < high * 1.1
 
 
-@pytest.mark.slow
 def test_benchmark_backbone_prints_paired_ratios():
     output = check(call('benchmarks/backbone.py', *TINY, '--layout', 'contiguous'))
     assert 'contiguous' in output and '1 thread,' in output
@@ -45,7 +44,6 @@ def test_benchmark_backbone_prints_paired_ratios():
         assert_ratios(label, ratios, [s6la / plain, rla / plain, s6la / rla])
 
 
-@pytest.mark.slow
 def test_benchmark_backbone_of_a_transformer():
     """A table for every arch, at the shape and in the layout of its family; RLA is a ResNet."""
     output = check(call('benchmarks/backbone.py', '--arch', 'pvtv2-b0', 'deit-ti', *TINY[2:]))
@@ -78,7 +76,6 @@ def test_benchmark_backbone_builds_comparable_networks(monkeypatch):
     assert {'r50', 'deit-s', 'swin-t', 'pvtv2-b1'} < set(tool.MODELS)
 
 
-@pytest.mark.slow
 def test_benchmark_backbone_scales_without_the_op():
     options = ['--scaling', '--sizes', 64, 96, '--eager']
     output = check(call('benchmarks/backbone.py', *TINY, *options))

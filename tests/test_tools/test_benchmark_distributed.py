@@ -13,7 +13,6 @@ QUICKSTART = ROOT / 'configs/quickstart/retinanet_s6la-r18_shapes.py'
 TINY = '--shape 64 64 --iterations 2 --batch 2 --cores 1 --device cpu --json'.split()
 
 
-@pytest.mark.slow
 def test_two_processes_against_one():
     """A row for each count, and what is derived is derived from the same output."""
     output = check(call(TOOL, QUICKSTART, '--processes', 1, 2, *TINY))
@@ -35,7 +34,6 @@ def test_two_processes_against_one():
     assert low <= median <= high < 1
 
 
-@pytest.mark.slow
 def test_a_process_that_dies_ends_the_measurement(tmp_path, monkeypatch):
     (tmp_path / 'killer.py').write_text(
         "import os, signal\nif os.environ.get('RANK') == '1':\n    os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -11,7 +11,6 @@ from tool_runner import check, load, run
 from s6la_mm.ops import extension
 
 
-@pytest.mark.slow
 def test_benchmark_op_counts_its_bytes(tmp_path):
     """The rows are there, and a rate is the bytes of one fused kernel over the time."""
     log = tmp_path / 'log.jsonl'

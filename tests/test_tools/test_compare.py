@@ -94,7 +94,6 @@ class ForkedTraining:
         self.forked.process.terminate()
 
 
-@pytest.mark.slow
 def test_stopped_resumed_and_reported(folder, compare, main, monkeypatch):
     """A signal in the first run, then all of them, one after the failure of another; then only the report."""
     command = (folder / 'plan.py', '--out', folder / 'out', '--rounds', '1')

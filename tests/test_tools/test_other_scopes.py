@@ -52,7 +52,6 @@ log_processor = dict(by_epoch=True)
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ('package', 'config', 'result'), [('mmseg', SEGMENTATION, 'share'), ('mmpretrain', CLASSIFICATION, 'best')]
 )

@@ -41,7 +41,6 @@ def make_camvid(folder: Path, label: int = 11) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_train_test_report_and_demo(tmp_path):
     """A UperNet of 8 channels trains one step on three images, is tested and draws."""
     data = dict(CAMVID_ROOT=str(make_camvid(tmp_path / 'data')))
@@ -68,7 +67,6 @@ def test_train_test_report_and_demo(tmp_path):
     assert (picture[10, 70] == picture[:, :60][labels == np.bincount(labels.ravel()).argmax()][0]).all()
 
 
-@pytest.mark.slow
 def test_a_label_of_no_class_stops_the_training_before_it_starts(tmp_path):
     data = dict(CAMVID_ROOT=str(make_camvid(tmp_path / 'data', label=12)))
     result = call('train.py', TINY, '--work-dir', tmp_path / 'run', *NARROW, *SHORT, **data)
@@ -77,7 +75,6 @@ def test_a_label_of_no_class_stops_the_training_before_it_starts(tmp_path):
     assert 'label 12: 2880 pixels in 3 files' in message and 'Traceback' not in message
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not ADE.is_dir(), reason=f'no ADE20K in {ADE}: set ADE20K_ROOT')
 def test_upernet_on_ade20k(tmp_path):
     """UperNet S6LA-ResNet-50, untrained and with a narrow head, on real images with ADE20K's class list and metric."""
