@@ -21,9 +21,9 @@ from s6la_mm.optim import undecayed_parameters
 
 IDS = [str(p.relative_to(ROOT)) for p in CONFIGS]
 # The deep and the heavy ones differ from their neighbours in a few numbers only.
-SLOW = ('r101', 'r152', '_2x', '20e', '160k', '3x', 'deit-b', 'vit-b', 'swin-s', 'swin-b', 'b1', 'b2')
+NIGHTLY = ('r101', 'r152', '_2x', '20e', '160k', '3x', 'deit-b', 'vit-b', 'swin-s', 'swin-b', 'b1', 'b2')
 STEP_PARAMS = [
-    pytest.param(path, id=name, marks=[pytest.mark.slow] if any(part in name for part in SLOW) else [])
+    pytest.param(path, id=name, marks=[pytest.mark.nightly] if any(part in name for part in NIGHTLY) else [])
     for path, name in zip(CONFIGS, IDS)
 ]
 # One config for each file of configs/_base_ that names a data set.

@@ -155,9 +155,7 @@ def onnx_file(model, inputs, path, dynamo, **options):
 
 
 EXPORTERS = pytest.mark.parametrize('dynamo', [True, False], ids=['dynamo', 'torchscript'])
-SLOW_EXPORTERS = pytest.mark.parametrize(
-    'dynamo', [True, False], ids=['dynamo', 'torchscript']
-)
+SLOW_EXPORTERS = pytest.mark.parametrize('dynamo', [True, False], ids=['dynamo', 'torchscript'])
 
 
 @SLOW_EXPORTERS
