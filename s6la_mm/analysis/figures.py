@@ -15,7 +15,7 @@ import torch
 from matplotlib import pyplot as plt
 
 from ..common.files import write_atomically
-from .page import Section, write_page
+from .page import write_page
 from .state import StateAnalysis, liveliest_channels
 
 _FIGURES = {
@@ -73,12 +73,12 @@ def write_state_page(
         ('retention.png', _draw_retention(analysis, summary)),
     ):
         _save(figure, osp.join(folder, name))
-    sections = [Section(head, text, pictures=[name]) for name, (head, text) in _FIGURES.items()]
+    sections = [dict(head=head, text=text, pictures=[name]) for name, (head, text) in _FIGURES.items()]
     for number, (path, pixels, states) in enumerate(maps):
         name = f'maps_{number}.png'
         _save(_draw_maps(pixels, states, analysis), osp.join(folder, name))
         text = 'The four channels that vary most, after the last write of each stage.'
-        sections.append(Section(f'State beside the image {osp.basename(path)}', text, pictures=[name]))
+        sections.append(dict(head=f'State beside the image {osp.basename(path)}', text=text, pictures=[name]))
     page = osp.join(folder, 'index.html')
     write_page(page, title, f'Checkpoint: {checkpoint}; images: {len(analysis.writes[0].rms)}', sections)
     return page

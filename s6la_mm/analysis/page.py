@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from jinja2 import Environment
 
@@ -57,37 +56,19 @@ img { max-width: 100%; }
 """)
 
 
-class Section(NamedTuple):
-    """What is below one heading of a page.
-
-    Attributes:
-        head (str): The heading.
-        text (str): A paragraph. Defaults to none.
-        table (Sequence): Rows of cells, the first one the head of the table. Defaults to no table.
-        legend (Sequence): Names with their colours, (red, green, blue). Defaults to no legend.
-        pictures (Sequence[str]): Image files, relative to the page. Defaults to none.
-        in_grid (bool): Whether the pictures lie side by side. Defaults to False.
-    """
-
-    head: str
-    text: str = ''
-    table: Sequence[Sequence[str]] = ()
-    legend: Sequence[tuple[str, tuple[int, int, int]]] = ()
-    pictures: Sequence[str] = ()
-    in_grid: bool = False
-
-
-def write_page(path: str, title: str, subtitle: str, sections: Sequence[Section]) -> None:
+def write_page(path: str, title: str, subtitle: str, sections: Sequence[dict]) -> None:
     """Writes an HTML page that needs nothing but its pictures.
 
     Args:
         path (str): The file.
         title (str): Of the page.
         subtitle (str): A line below it.
-        sections (Sequence[Section]): From top to bottom.
+        sections (Sequence[dict]): From top to bottom: ``head``, and where wanted ``text``, ``table`` (rows of cells,
+            the first one its head), ``legend`` (names with their colours, (red, green, blue)), ``pictures`` (files
+            relative to the page) and ``in_grid``, whether these lie side by side.
 
     Example:
-        >>> write_page('index.html', 'A <b>', '', [Section('Curves', pictures=['loss.png'])])
+        >>> write_page('index.html', 'A <b>', '', [dict(head='Curves', pictures=['loss.png'])])
         >>> text = open('index.html').read()
         >>> '<h1>A &lt;b&gt;</h1>' in text, '<img src="loss.png"' in text
         (True, True)

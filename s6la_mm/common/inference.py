@@ -34,24 +34,20 @@ def init_model(cfg: Config, checkpoint: str, device: str | None = None) -> nn.Mo
         UsageError: If the scope is not one of mmdet, mmseg and mmpretrain.
     """
     scope = cfg.get('default_scope')
-    device = device or get_device()
-    if scope not in ('mmdet', 'mmseg', 'mmpretrain'):
+    if scope == 'mmdet':
+        from mmdet.apis import init_detector as init
+    elif scope == 'mmseg':
+        from mmseg.apis import init_model as init
+    elif scope == 'mmpretrain':
+        from mmpretrain.apis import get_model as init
+    else:
         raise UsageError(f'default_scope={scope!r} of the config must be one of mmdet, mmseg, mmpretrain')
     init_default_scope(scope)
     with weights_only():
-        if scope == 'mmdet':
-            from mmdet.apis import init_detector
-
-            return init_detector(cfg, checkpoint, device=device)
-        if scope == 'mmseg':
-            from mmseg.apis import init_model as init_segmentor
-
-            return init_segmentor(cfg, checkpoint, device=device)
-        from mmpretrain.apis import get_model
-
-        model = get_model(cfg, checkpoint, device=device)
+        model = init(cfg, checkpoint, device=device or get_device())
+    if scope == 'mmpretrain':
         model.dataset_meta = model._dataset_meta
-        return model
+    return model
 
 
 def predictor(cfg: Config, model: nn.Module) -> Callable[[str], BaseDataElement]:
@@ -80,8 +76,7 @@ def build_visualizer(cfg: Config, dataset_meta: dict) -> Visualizer:
         cfg (Config): A config with ``visualizer``.
         dataset_meta (dict): Classes and colours.
     """
-    # A name of its own: mmengine would return one that it knows already.
-    name = f'visualizer_{time.time_ns()}'
+    name = f'visualizer_{time.time_ns()}'  # mmengine would return one whose name it knows
     visualizer = VISUALIZERS.build({**cfg.visualizer, 'vis_backends': None, 'name': name})
     visualizer.dataset_meta = dataset_meta
     return visualizer

@@ -75,9 +75,8 @@ class Plan:
             found: dict[str, str] = {}
             contents = {path: Config.fromfile(path) for path in {variant.config for variant in self.variants}}
             for variant in self.variants:
-                text = replace(variant, content=contents[variant.config]).build_config().pretty_text + found.get(
-                    variant.start, ''
-                )
+                cfg = replace(variant, content=contents[variant.config]).build_config()
+                text = cfg.pretty_text + found.get(variant.start, '')
                 found[variant.name] = hashlib.sha256(text.encode()).hexdigest()[:16]
             return found
         finally:
@@ -248,7 +247,6 @@ class Run:
 
     def write_config(self, cfg: Config, settings: str) -> None:
         """Writes its config, with the hash of its settings, see :attr:`Plan.digests`, in the first line."""
-        os.makedirs(self.folder, exist_ok=True)
         write_atomically(self.config_path, f'{_SETTINGS}{settings}\n{cfg.pretty_text}')
 
     def check_settings(self, settings: str) -> None:
@@ -275,8 +273,7 @@ class Run:
         return dict(status=self.earlier.status) if here is None and self.earlier else here
 
     def write_outcome(self, status: str, reason: str = '', trained_on: str = '') -> None:
-        """Notes how it ended, and on which hardware; a run may fail before it has a folder."""
-        os.makedirs(self.folder, exist_ok=True)
+        """Notes how it ended, and on which hardware."""
         outcome = dict(status=status, reason=reason, trained_on=trained_on)
         write_atomically(self._outcome_path, json.dumps(outcome))
 

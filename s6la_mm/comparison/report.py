@@ -11,7 +11,6 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NamedTuple
 
 from scipy import stats
 
@@ -112,11 +111,10 @@ def _difference(values: dict[int, float], base: dict[int, float], digits: int) -
     seeds = sorted(values.keys() & base.keys())
     if not seeds:
         return '–'
-    difference = paired_difference([values[seed] for seed in seeds], [base[seed] for seed in seeds])
-    interval = difference.interval
+    mean, interval = paired_difference([values[seed] for seed in seeds], [base[seed] for seed in seeds])
     spread = f' [{_number(interval[0], digits, "+")}, {_number(interval[1], digits, "+")}]' if interval else ''
     missing = len(seeds) < max(len(values), len(base))
-    return _number(difference.mean, digits, '+') + spread + (f' ({len(seeds)} pairs)' if missing else '')
+    return _number(mean, digits, '+') + spread + (f' ({len(seeds)} pairs)' if missing else '')
 
 
 def _number(value: float, digits: int, sign: str = '') -> str:
@@ -237,33 +235,25 @@ def draw_curves(plan: Plan, table: dict[str, dict[int, Progress]], path: str) ->
     plt.close(figure)
 
 
-class Difference(NamedTuple):
-    """A mean with its confidence interval; the interval is None for a single pair."""
-
-    mean: float
-    interval: tuple[float, float] | None
-
-
-def paired_difference(values: Sequence[float], base: Sequence[float], confidence: float = 0.95) -> Difference:
-    """The mean of the pairs' differences, with the interval of Student's t.
+def paired_difference(values: Sequence[float], base: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
+    """The mean of the pairs' differences with its 95 % interval of Student's t, None for a single pair.
 
     Args:
         values (Sequence[float]): Figures of one model, a seed each.
         base (Sequence[float]): Those of the other, in the same order.
-        confidence (float): Defaults to 0.95.
 
     Raises:
         ValueError: If there are no pairs.
 
     Example:
-        >>> difference = paired_difference([41.2, 41.7, 40.8], [39.3, 38.1, 39.9])
-        >>> print(f'{difference.mean:.2f}, {difference.interval[0]:.2f} to {difference.interval[1]:.2f}')
+        >>> mean, (low, high) = paired_difference([41.2, 41.7, 40.8], [39.3, 38.1, 39.9])
+        >>> print(f'{mean:.2f}, {low:.2f} to {high:.2f}')
         2.13, -1.26 to 5.52
     """
     if not values or len(values) != len(base):
         raise ValueError(f'{len(values)} and {len(base)} values are no pairs')
     mean = statistics.mean(value - other for value, other in zip(values, base))
     if len(values) < 2:
-        return Difference(mean, None)
-    low, high = stats.ttest_rel(values, base).confidence_interval(confidence)
-    return Difference(mean, (float(low), float(high)))
+        return mean, None
+    low, high = stats.ttest_rel(values, base).confidence_interval()
+    return mean, (float(low), float(high))

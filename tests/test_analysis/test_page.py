@@ -1,13 +1,13 @@
 """The page of pictures."""
 
-from s6la_mm.analysis.page import Section, write_page
+from s6la_mm.analysis.page import write_page
 
 
 def test_every_part_of_a_section(tmp_path):
     sections = [
-        Section('Text & more', 'x < y', pictures=['a.png']),
-        Section('Table', table=[('metric', 'best'), ('mIoU', '0.5'), ('<b>', '–')]),
-        Section('Grid', legend=[('road', (128, 64, 128))], pictures=['b.png', 'c"d.png'], in_grid=True),
+        dict(head='Text & more', text='x < y', pictures=['a.png']),
+        dict(head='Table', table=[('metric', 'best'), ('mIoU', '0.5'), ('<b>', '–')]),
+        dict(head='Grid', legend=[('road', (128, 64, 128))], pictures=['b.png', 'c"d.png'], in_grid=True),
     ]
     path = tmp_path / 'index.html'
     write_page(str(path), 'A <title>', 'Checkpoint: <x>', sections)

@@ -177,9 +177,9 @@ def train(run: Run, start: Run | None, plan: Plan, retry: bool) -> str:
             return 'passed over, another process has trained it'
         run.forget_outcome()  # else what starts from it would take the old failure for the new outcome
         before = start and start.outcome()
-        if start is not None and before is None:
+        if start and before is None:
             return f'waits for {start.variant.name}, from which it starts'
-        if start is not None and before['status'] != 'finished':
+        if start and before['status'] != 'finished':
             run.write_outcome('failed', f'{start.variant.name}, from which it starts, has failed')
         else:
             prepare(run, start, plan.digests[run.variant.name])

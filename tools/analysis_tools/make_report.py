@@ -22,7 +22,7 @@ from mmengine.runner import find_latest_checkpoint
 
 import s6la_mm  # noqa: F401  (allow-lists what checkpoints hold, also for configs that don't import it)
 from s6la_mm.analysis.logs import read_entries
-from s6la_mm.analysis.page import Section, write_page
+from s6la_mm.analysis.page import write_page
 from s6la_mm.common.cli import add_cfg_options, clear_errors, load_config, require_file
 from s6la_mm.common.errors import UsageError
 from s6la_mm.common.inference import build_visualizer, init_model
@@ -155,7 +155,7 @@ def enlarge(image: np.ndarray, sample: DetDataSample) -> np.ndarray:
     return image
 
 
-def draw_predictions(cfg: Config, checkpoint: str, number: int, score_thr: float, out_dir: Path) -> Section:
+def draw_predictions(cfg: Config, checkpoint: str, number: int, score_thr: float, out_dir: Path) -> dict:
     """Predict on validation images, evenly spread over the set, and draw each beside its ground truth.
 
     Args:
@@ -186,28 +186,24 @@ def draw_predictions(cfg: Config, checkpoint: str, number: int, score_thr: float
             out_file=str(out_dir / names[-1]),
             **(dict(with_labels=False) if segments else dict(pred_score_thr=score_thr)),
         )
-    return Section(
-        'Ground truth (left) and prediction (right)',
-        text='' if segments else f'Score at least {score_thr:g}',
-        legend=[(n, tuple(c)) for n, c in zip(dataset.metainfo['classes'], dataset.metainfo['palette'])]
-        if segments
-        else (),
-        pictures=names,
-        in_grid=True,
-    )
+    section = dict(head='Ground truth (left) and prediction (right)', pictures=names, in_grid=True)
+    if segments:
+        colours = map(tuple, dataset.metainfo['palette'])
+        return dict(section, legend=list(zip(dataset.metainfo['classes'], colours)))
+    return dict(section, text=f'Score at least {score_thr:g}')
 
 
-def metrics_section(val: list[dict]) -> Section:
+def metrics_section(val: list[dict]) -> dict:
     """The last and the best value of each metric."""
     keys = [key for key in val[-1] if '/' in key or key in SEGMENTATION_METRICS] if val else []
     if not keys:
-        return Section('Validation', 'This run was not validated, or found nothing.')
+        return dict(head='Validation', text='This run was not validated, or found nothing.')
     rows = [('metric', f'last (iteration {val[-1]["step"]})', 'best')]
     for key in keys:
         values = (val[-1][key], max(entry[key] for entry in val if key in entry))
         # COCO's -1: there are no objects of this size.
         rows.append((key, *(f'{value:.3f}' if value >= 0 else '–' for value in values)))
-    return Section('Validation', table=rows)
+    return dict(head='Validation', table=rows)
 
 
 def main() -> None:
@@ -224,7 +220,7 @@ def main() -> None:
         checkpoint = args.checkpoint or find_checkpoint(work_dir)
         require_file(checkpoint, 'checkpoint')
     out_dir.mkdir(parents=True, exist_ok=True)
-    curves = Section('Curves', pictures=draw_curves(train, val, out_dir))
+    curves = dict(head='Curves', pictures=draw_curves(train, val, out_dir))
     with clear_errors(cfg):
         predictions = draw_predictions(cfg, checkpoint, args.num_images, args.score_thr, out_dir)
     page = out_dir / 'index.html'
