@@ -14,6 +14,8 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
+from s6la_mm.backbones.families import FAMILIES
+
 ROOT = Path(__file__).parents[1] / 'configs'
 CONFIGS = sorted(p for p in ROOT.rglob('*.py') if not {'_base_', 'comparisons'} & set(p.parts))
 ROOT_VARIABLES = ('COCO_ROOT', 'ADE20K_ROOT', 'CAMVID_ROOT', 'IMAGENET_ROOT', 'S6LA_SHAPES_ROOT')
@@ -71,7 +73,7 @@ def make_cheap(cfg: Config) -> None:
         for head in ('decode_head', 'auxiliary_head'):
             if head in model:
                 model[head].channels = 16
-    if cfg.default_scope == 'mmpretrain' and model.backbone.type == 'S6LASwin':
+    if any('pad_small_map' in family.small for family in FAMILIES if family.name == model.backbone.type):
         model.backbone.pad_small_map = True
 
 

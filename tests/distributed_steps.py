@@ -17,31 +17,13 @@ from mmengine.registry import MODELS, STRATEGIES
 from torch import Tensor, nn
 
 import s6la_mm  # noqa: F401
+from s6la_mm.backbones.families import FAMILIES
 from s6la_mm.engine.cpu import CPUDistributedDataParallel
 from s6la_mm.layers import StateRead, TokenRead
 
 SIZE = 64
-# The smallest of each kind; without drop path and dropout, which draw another random number in every process.
-BACKBONES = dict(
-    resnet=dict(type='S6LAResNet', depth=18, base_channels=8, stem_channels=8, state_dim=4, frozen_stages=-1),
-    vit=dict(
-        type='S6LAViT',
-        arch=dict(embed_dims=16, num_layers=3, num_heads=2, feedforward_channels=32),
-        img_size=SIZE,
-        patch_size=16,
-        state_dim=4,
-        out_type='featmap',
-    ),
-    swin=dict(
-        type='S6LASwin',
-        arch=dict(embed_dims=8, depths=[2, 2, 2, 2], num_heads=[1, 2, 4, 8]),
-        window_size=2,
-        pad_small_map=True,
-        drop_path_rate=0.0,
-        state_dim=4,
-    ),
-    pvt=dict(type='S6LAPVTv2', embed_dims=8, num_layers=[2, 2, 2, 2], state_dim=4, drop_path_rate=0.0),
-)
+# A small network of each family; without drop path and dropout, which draw another random number in every process.
+BACKBONES = {family.name: dict(type=family.name, state_dim=4, **family.small) for family in FAMILIES}
 
 
 class Network(BaseModel):
@@ -117,7 +99,7 @@ def checkpointed_gradients(rank: int) -> dict[str, dict[str, Tensor]]:
 
 def accumulated_steps(rank: int, world: int, counts: int) -> dict[str, dict[str, Tensor] | list[bool]]:
     """Two steps of SGD on 4 images each, which ``world`` processes see in ``counts`` parts; then the weights."""
-    network = Network('resnet', norm_eval=True).train()
+    network = Network('S6LAResNet', norm_eval=True).train()
     plain = world == 1
     model = network if plain else CPUDistributedDataParallel(network, broadcast_buffers=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -231,7 +213,7 @@ def _digest(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def block_units(rank: int, folder: str) -> dict[str, str]:
     """What happens where each block is a unit of its own."""
     errors = {}
-    for kind, block in (('resnet', 'StateBasicBlock'), ('vit', 'TransformerEncoderLayer')):
+    for kind, block in (('S6LAResNet', 'StateBasicBlock'), ('S6LAViT', 'TransformerEncoderLayer')):
         policy = dict(type='s6la_wrap_policy', units=(block,))
         strategy = _build_sharded(folder, kind, dict(optimizer=dict(type='SGD', lr=0.1)), auto_wrap_policy=policy)
         try:
@@ -249,8 +231,8 @@ def layer_decay(rank: int, folder: str) -> list[dict[str, float]]:
         paramwise_cfg=dict(layer_decay_rate=0.5),
     )
     rates = []
-    whole = Network('vit')
-    strategy = _build_sharded(folder, 'vit', optim_wrapper)
+    whole = Network('S6LAViT')
+    strategy = _build_sharded(folder, 'S6LAViT', optim_wrapper)
     for model, wrapper in (
         (whole, build_optim_wrapper(whole, copy.deepcopy(optim_wrapper))),
         (strategy.model, strategy.optim_wrapper),

@@ -110,8 +110,10 @@ class MapStateMixin(TrainReturnsSelf, PretrainedMixin):
         self.initial_state = nn.Parameter(torch.zeros(state_dim), requires_grad=learned_initial_state)
         self.cells = ModuleDict()
         for stage, (_, blocks, channels) in enumerate(self._stages()):
-            for block in range(len(blocks)):
-                key = self._cell_of(stage, block)
+            for index, block in enumerate(blocks):
+                if self._has_state(stage):
+                    self._add_read(block, channels)
+                key = self._cell_of(stage, index)
                 if key is not None and key not in self.cells:
                     self.cells[key] = S6LAMapCell(channels, state_dim, discretization, input_norm, dt_range)
         self._freeze_stages()
@@ -120,6 +122,9 @@ class MapStateMixin(TrainReturnsSelf, PretrainedMixin):
     def _stages(self) -> list[tuple[str, nn.Sequential, int]]:
         """Of each stage: the name of its cell, its blocks, and the channels of their outputs."""
         raise NotImplementedError
+
+    def _add_read(self, block: nn.Module, channels: int) -> None:
+        """Makes a block read the state, where the base class has built one that does not."""
 
     def _block(self, block: nn.Module, x: Tensor, h: Tensor, out: Tensor | None, *args: Any) -> tuple[Tensor, Tensor]:
         """A block's output, and the state at its resolution; ``out`` is what :meth:`_project` has computed."""

@@ -88,12 +88,15 @@ def join_q_and_kv(items: Items, target: dict[str, Tensor]) -> None:
         items[key.replace('.q_', '.in_proj_')] = Item(tensor, pair[0].sources + pair[1].sources, ['q and kv joined'])
 
 
-def linear_to_convolution(items: Items, target: dict[str, Tensor]) -> None:
-    """Gives linear layers the shape (out, in, 1, 1) where the backbone has 1 × 1 convolutions."""
+def fit_ones(items: Items, target: dict[str, Tensor]) -> None:
+    """Adds or removes axes of length 1: linear layers as 1 × 1 convolutions or the reverse, scales as (1, 1, 1, C)."""
     for key, item in items.items():
-        if key in target and target[key].shape == (*item.tensor.shape, 1, 1):
-            item.tensor = item.tensor[:, :, None, None]
-            item.notes.append('as a 1 × 1 convolution')
+        if key not in target or item.tensor.shape == target[key].shape:
+            continue
+        wanted = target[key].shape
+        if [size for size in item.tensor.shape if size != 1] == [size for size in wanted if size != 1]:
+            item.notes.append(f'from {tuple(item.tensor.shape)}')
+            item.tensor = item.tensor.reshape(wanted)
 
 
 TRANSFORMS = {
@@ -104,9 +107,10 @@ TRANSFORMS = {
         zero_patch_bias,
         reorder_patch_merging,
         join_q_and_kv,
-        linear_to_convolution,
+        fit_ones,
     )
 }
+TRANSFORMS['linear_to_convolution'] = fit_ones  # what layout files of users may call it
 
 
 def resize_state(items: Items, module: nn.Module) -> None:

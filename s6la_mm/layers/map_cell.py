@@ -19,7 +19,7 @@ from .state_parameters import at_least_float32, check_cell_options, reset_state_
 
 
 class StateRead(nn.Conv2d):
-    """A block's view of the state: a bias-free convolution that is added to the block's first convolution.
+    """A block's view of the state: a bias-free convolution that is added to what the block computes.
 
     A convolution of the concatenation [x, h] is the sum of two convolutions, so ``conv1(x) + read(h)`` reads the
     state without concatenating anything and without changing the shape or name of ``conv1``. It starts at zero: a
@@ -27,7 +27,8 @@ class StateRead(nn.Conv2d):
 
     Args:
         state_dim (int): Channels N of the state.
-        conv (nn.Conv2d): The block's first convolution, whose geometry the read copies.
+        conv (nn.Conv2d | int): The convolution beside which it stands and whose geometry it copies, or the channels of
+            the map that it is added to, for a 1 × 1 convolution.
         read_init (str): ``'zero'``, or ``'kaiming'`` for weights as the other convolutions of a ResNet get them.
             Defaults to ``'zero'``.
 
@@ -43,9 +44,12 @@ class StateRead(nn.Conv2d):
 
     state_axes: ClassVar = {'weight': (1,)}
 
-    def __init__(self, state_dim: int, conv: nn.Conv2d, read_init: str = 'zero') -> None:
+    def __init__(self, state_dim: int, conv: nn.Conv2d | int, read_init: str = 'zero') -> None:
         require(read_init in ('zero', 'kaiming'), 'read_init', read_init, "'zero' or 'kaiming'")
         self.read_init = read_init  # the base class initialises in its constructor
+        if isinstance(conv, int):
+            super().__init__(state_dim, conv, 1, bias=False)
+            return
         super().__init__(
             state_dim,
             conv.out_channels,
@@ -267,9 +271,12 @@ class S6LAMapCell(BaseModule):
         return dt, torch.exp(-self.A_log.exp().view(-1, 1, 1) * dt)
 
 
-def pool_state(h: Tensor, stride: int) -> Tensor:
+def pool_state(h: Tensor, stride: int, padded: bool = True) -> Tensor:
     """Average-pools the state (batch, N, H, W) to what a convolution of that stride makes of H × W.
 
-    Windows lie where the strided convolution samples and are cut at the border, so an odd size gives ⌈H / stride⌉.
+    Windows lie where the strided convolution samples. One that pads makes ⌈H / stride⌉ of H, and the last window is cut
+    at the border; one that does not makes ⌊H / stride⌋, and the rest is left out.
     """
-    return h if stride == 1 else F.avg_pool2d(h, stride, stride, ceil_mode=True, count_include_pad=False)
+    if stride == 1:
+        return h
+    return F.avg_pool2d(h, stride, stride, ceil_mode=padded, count_include_pad=False)

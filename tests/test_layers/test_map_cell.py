@@ -297,22 +297,27 @@ def test_what_is_not_projected_together(options):
 
 
 @pytest.mark.parametrize('stride', [1, 2, 4])
-@pytest.mark.parametrize('kernel_size', [1, 3, 7])
+@pytest.mark.parametrize('kernel_size', [1, 3, 7, None])
 def test_pooled_state_has_the_size_of_a_strided_convolution(stride, kernel_size):
-    conv = nn.Conv2d(1, 1, kernel_size, stride, kernel_size // 2)
-    for height, width in itertools.product(range(1, 10), range(1, 10)):
+    """With padding, or (None) patches side by side and nothing of the rest."""
+    padded = kernel_size is not None
+    conv = nn.Conv2d(1, 1, kernel_size, stride, kernel_size // 2) if padded else nn.Conv2d(1, 1, stride, stride)
+    smallest = 1 if padded else stride
+    for height, width in itertools.product(range(smallest, 10), range(smallest, 10)):
         maps = torch.ones(1, 1, height, width)
-        pooled = pool_state(maps, stride)
+        pooled = pool_state(maps, stride, padded)
         assert pooled.shape == conv(maps).shape
         # Windows are cut at the border, not filled with zeros.
         torch.testing.assert_close(pooled, torch.ones_like(pooled))
 
 
 @pytest.mark.parametrize('stride', [1, 2, 4])
-@pytest.mark.parametrize('size', [(8, 12), (7, 5), (1, 9), (1, 1)])
-def test_pooled_state_is_the_mean_of_its_windows(stride, size):
+@pytest.mark.parametrize(
+    ('size', 'padded'), [((8, 12), True), ((7, 5), True), ((1, 9), True), ((1, 1), True), ((7, 5), False)]
+)
+def test_pooled_state_is_the_mean_of_its_windows(stride, size, padded):
     h = make_maps(size=size)[1]
-    pooled = pool_state(h, stride)
+    pooled = pool_state(h, stride, padded)
     for row, column in itertools.product(*(range(n) for n in pooled.shape[2:])):
         window = h[..., row * stride : (row + 1) * stride, column * stride : (column + 1) * stride]
         torch.testing.assert_close(pooled[..., row, column], window.mean(dim=(2, 3)))

@@ -51,7 +51,7 @@ _LAYOUTS = (
             *((rf'patch_embed{i + 1}\.norm\.(.+)', rf'layers.{i}.0.norm.\1') for i in range(4)),
         ),
         (),
-        ('join_q_and_kv', 'linear_to_convolution'),
+        ('join_q_and_kv', 'fit_ones'),
     ),
     Layout(
         'timm',
@@ -64,7 +64,7 @@ _LAYOUTS = (
             (r'stages\.(\d+)\.downsample\.norm\.(.+)', r'layers.\1.0.norm.\2'),
         ),
         (),
-        ('join_q_and_kv', 'linear_to_convolution'),
+        ('join_q_and_kv', 'fit_ones'),
     ),
     Layout('mmdet', ('layers.0.0.projection.weight', 'layers.0.1.0.attn.attn.in_proj_weight')),
 )

@@ -86,7 +86,7 @@ RESNET = _ResNets(
             for depth in (50, 101)
         ),
     ),
-    small=dict(depth=18, base_channels=8, stem_channels=8, norm_eval=False),
+    small=dict(depth=18, base_channels=8, stem_channels=8),
     image_size=320,
     channels_last=True,
     measured_with=dict(norm_eval=False),
