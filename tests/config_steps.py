@@ -53,10 +53,11 @@ def build_without_memory(cfg: Config) -> nn.Module:
 
 def build_optimizer(model: nn.Module, cfg: Config) -> OptimWrapper:
     """The optimizer; mixed precision needs an accelerator and is left out."""
-    cfg = copy.deepcopy(cfg.optim_wrapper)
-    cfg.type = 'OptimWrapper'
-    cfg.pop('loss_scale', None)
-    return build_optim_wrapper(model, cfg)
+    optim_wrapper = copy.deepcopy(cfg.optim_wrapper)
+    optim_wrapper.type = 'OptimWrapper'
+    optim_wrapper.pop('loss_scale', None)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        return build_optim_wrapper(model, optim_wrapper)
 
 
 def make_cheap(cfg: Config) -> None:
@@ -75,6 +76,8 @@ def make_cheap(cfg: Config) -> None:
                 model[head].channels = 16
     if any('pad_small_map' in family.small for family in FAMILIES if family.name == model.backbone.type):
         model.backbone.pad_small_map = True
+    if 'drop_path_rate' in model.backbone:
+        model.backbone.drop_path_rate = 0.0  # a read in a branch that both images drop does not learn in this step
 
 
 def samples(scope: str, model: nn.Module, count: int) -> dict:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from s6la_mm.backbones.families import FAMILIES
+
 ROOT = Path(__file__).parents[1]
 LIST = """
 import s6la_mm
@@ -36,7 +38,7 @@ def registrations() -> set[tuple[str, str]]:
 
 
 def test_import_registers_everything():
-    wanted = registrations() | {('MODELS', 'S6LAViT'), ('MODELS', 'S6LASwin')}
+    wanted = registrations() | {('MODELS', family.name) for family in FAMILIES}
     assert len(wanted) > 20 and ('OPTIM_WRAPPERS', 'CPUAmpOptimWrapper') in wanted
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', LIST], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -232,7 +232,7 @@ def guess_architectures(weights: Weights) -> list[str]:
             with on_meta_device():
                 backbone = architecture.s6la(**architecture.options)
             match = match_backbone(weights, backbone, change_state_dim=True)
-        except ValueError:
+        except (ImportError, ValueError):  # without mmpretrain, its architectures are no guesses
             continue
         if not match.problems:
             guesses.append(architecture.s6la_name)
