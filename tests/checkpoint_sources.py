@@ -15,17 +15,20 @@ pytest.importorskip('mmpretrain')
 timm = pytest.importorskip('timm')
 import torchvision  # noqa: E402
 from backbone_checks import randomize  # noqa: E402
+from timm.models.convnext import ConvNeXt as TimmConvNeXt  # noqa: E402
 from timm.models.pvt_v2 import PyramidVisionTransformerV2 as TimmPVT  # noqa: E402
 from timm.models.resnet import Bottleneck as TimmBottleneck  # noqa: E402
 from timm.models.resnet import ResNet as TimmResNet  # noqa: E402
 from timm.models.swin_transformer import SwinTransformer as TimmSwin  # noqa: E402
 from timm.models.vision_transformer import VisionTransformer as TimmViT  # noqa: E402
 
-from s6la_mm.backbones import S6LAPVTv2, S6LAResNet, S6LASwin, S6LAViT  # noqa: E402
+from s6la_mm.backbones import S6LAConvNeXt, S6LAPVTv2, S6LAResNet, S6LASwin, S6LAViT  # noqa: E402
 
 VIT = dict(arch=dict(embed_dims=16, num_layers=3, num_heads=2, feedforward_channels=32), img_size=32, patch_size=8)
 SWIN = dict(arch=dict(embed_dims=8, depths=[1, 2], num_heads=[1, 2]), img_size=64, window_size=4, out_indices=(1,))
 PVT = dict(embed_dims=8, num_layers=[1, 2, 1, 1], num_heads=[1, 2, 2, 4], sr_ratios=[4, 2, 2, 1], mlp_ratios=[2] * 4)
+CONVNEXT = dict(arch=dict(depths=[1, 2, 1, 1], channels=[8, 16, 16, 24]))
+CONVNEXT_V2 = CONVNEXT | dict(use_grn=True, layer_scale_init_value=0.0)
 
 
 class Source(NamedTuple):
@@ -89,6 +92,30 @@ def authors_pvt(state):
     return renamed
 
 
+def authors_convnext(state):
+    """The names of ConvNeXt's authors, and the shape of what normalises responses in V2."""
+    renamed = {}
+    for key, tensor in state.items():
+        key = re.sub(r'^stem\.', 'downsample_layers.0.', key)
+        key = re.sub(r'^stages\.(\d)\.downsample\.', r'downsample_layers.\1.', key)
+        key = key.replace('.blocks.', '.').replace('conv_dw', 'dwconv').replace('mlp.fc', 'pwconv')
+        if '.grn.' in key:
+            key = key.replace('mlp.grn.weight', 'grn.gamma').replace('mlp.grn.bias', 'grn.beta')
+            tensor = tensor.view(1, 1, 1, -1)
+        renamed[key.replace('head.norm.', 'norm.').replace('head.fc.', 'head.')] = tensor
+    return renamed
+
+
+def _timm_convnext(network, x):
+    return network.forward_head(network.forward_features(x), pre_logits=True)
+
+
+def _torchvision_convnext():
+    from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+
+    return ConvNeXt([CNBlockConfig(*c) for c in ((8, 16, 1), (16, 16, 2), (16, 24, 1), (24, None, 1))], num_classes=5)
+
+
 def _vit(**options):
     return TimmViT(img_size=32, patch_size=8, embed_dim=16, depth=3, num_heads=2, mlp_ratio=2, num_classes=5, **options)
 
@@ -103,6 +130,8 @@ _PVT = partial(
     mlp_ratios=(2, 2, 2, 2),
     num_classes=5,
 )
+_CONVNEXT = partial(TimmConvNeXt, depths=(1, 2, 1, 1), dims=(8, 16, 16, 24), num_classes=5)
+_CONVNEXT_V2 = partial(_CONVNEXT, use_grn=True, ls_init_value=None)
 
 SOURCES = {
     'torchvision ResNet-18': Source(
@@ -152,6 +181,26 @@ SOURCES = {
     ),
     'timm PVTv2': Source('timm', _PVT, _timm_pvt, partial(S6LAPVTv2, **PVT), 64),
     "authors' PVTv2": Source('pvt', _PVT, _timm_pvt, partial(S6LAPVTv2, **PVT), 64, authors_pvt),
+    'timm ConvNeXt': Source('timm', _CONVNEXT, _timm_convnext, partial(S6LAConvNeXt, **CONVNEXT), 64),
+    'timm ConvNeXt V2': Source('timm', _CONVNEXT_V2, _timm_convnext, partial(S6LAConvNeXt, **CONVNEXT_V2), 64),
+    'timm ConvNeXt with convolutions': Source(
+        'timm', partial(_CONVNEXT, conv_mlp=True), _timm_convnext, partial(S6LAConvNeXt, **CONVNEXT), 64
+    ),
+    "authors' ConvNeXt V2": Source(
+        'convnext',
+        _CONVNEXT_V2,
+        _timm_convnext,
+        partial(S6LAConvNeXt, **CONVNEXT_V2, linear_pw_conv=False),
+        64,
+        authors_convnext,
+    ),
+    'torchvision ConvNeXt': Source(
+        'torchvision',
+        _torchvision_convnext,
+        lambda n, x: n.classifier[0](n.avgpool(n.features(x))).flatten(1),
+        partial(S6LAConvNeXt, **CONVNEXT),
+        64,
+    ),
 }
 
 

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 from backbone_checks import randomize
-from checkpoint_sources import PVT, SOURCES, SWIN, VIT, make_source, rla_state
+from checkpoint_sources import CONVNEXT_V2, PVT, SOURCES, SWIN, VIT, make_source, rla_state
 from torch import nn
 
 import s6la_mm.conversion.convert as module
@@ -38,6 +38,10 @@ def plain_network(package, name):
         ('timm', 'deit_tiny_patch16_224', 's6la_deit_ti', 'timm'),
         ('timm', 'swin_tiny_patch4_window7_224', 's6la_swin_t', 'timm'),
         ('timm', 'pvt_v2_b0', 's6la_pvtv2_b0', 'timm'),
+        ('torchvision', 'convnext_tiny', 's6la_convnext_tiny', 'torchvision'),
+        ('timm', 'convnext_tiny', 's6la_convnext_tiny', 'timm'),
+        ('timm', 'convnextv2_tiny', 's6la_convnext_v2_tiny', 'timm'),
+        ('mmpretrain', 'convnext-tiny', 's6la_convnext_tiny', 'mmpretrain'),
         ('mmpretrain', 'deit-ti', 's6la_deit_ti', 'mmpretrain'),
         ('mmpretrain', 'swin-t', 's6la_swin_t', 'mmpretrain'),
         ('mmdet', 'pvtv2-b0', 's6la_pvtv2_b0', 'mmdet'),
@@ -302,11 +306,17 @@ def test_unwritable_folder(resnet18, tmp_path):
         convert_checkpoint(resnet18[0], str(tmp_path / 'file/out.pth'), 's6la_r18')
 
 
-@pytest.mark.parametrize(('name', 'arch'), [("authors' Swin", 's6la_swin_t'), ("authors' PVTv2", 's6la_pvtv2_b0')])
-def test_timm_reads_the_authors_files_alike(saved, tmp_path, name, arch):
+@pytest.mark.parametrize(
+    ('name', 'arch', 'options'),
+    [
+        ("authors' Swin", 's6la_swin_t', SWIN),
+        ("authors' PVTv2", 's6la_pvtv2_b0', PVT),
+        ("authors' ConvNeXt V2", 's6la_convnext_v2_tiny', CONVNEXT_V2),
+    ],
+)
+def test_timm_reads_the_authors_files_alike(saved, tmp_path, name, arch, options):
     """--verify runs timm's networks, loaded by timm's own filter of these names."""
     _, state = make_source(name)
-    options = PVT if 'PVT' in name else SWIN
     done = convert_checkpoint(saved(dict(model=state)), str(tmp_path / 'o.pth'), arch, options=options, verify=True)
     assert done.match.layout == SOURCES[name].layout and done.difference < 1e-5
 
