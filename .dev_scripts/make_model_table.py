@@ -27,12 +27,12 @@ def count(cls: type[nn.Module], row: Architecture) -> tuple[int, int]:
     """Parameters and FLOPs of a backbone with a linear classifier of 1000 classes.
 
     Args:
-        cls: ``row.plain`` or ``row.s6la``.
-        row: The architecture.
+        cls (type[nn.Module]): ``row.plain`` or ``row.s6la``.
+        row (Architecture): The architecture.
 
     Returns:
-        Parameters, and multiply-adds for one image of 224 × 224 pixels: those of convolutions, matrix products and
-        attention; element-wise operations, the update of the state among them, are not counted.
+        tuple[int, int]: Parameters, and multiply-adds for one image of 224 × 224 pixels: those of convolutions, matrix
+        products and attention; element-wise operations, the update of the state among them, are not counted.
     """
     with on_meta_device(), torch.no_grad():
         backbone = cls(**row.options)

@@ -27,12 +27,12 @@ def break_coco(root: Path, splits: dict[str, tuple[str, str]], seed: int) -> Fou
     """Plants one defect of every kind of a COCO data set.
 
     Args:
-        root: a data set in COCO layout without errors, changed in place.
-        splits: folder of images and name of the annotation file, for train and val.
-        seed: chooses images, annotations and values.
+        root (Path): A data set in COCO layout without errors, changed in place.
+        splits (dict[str, tuple[str, str]]): Folder of images and name of the annotation file, for train and val.
+        seed (int): Chooses images, annotations and values.
 
     Returns:
-        What must be found, and nothing else.
+        Found: What must be found, and nothing else.
     """
     rng = random.Random(seed)
     folder, name = splits['train']

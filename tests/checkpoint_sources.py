@@ -35,12 +35,12 @@ class Source(NamedTuple):
     """A kind of checkpoint.
 
     Attributes:
-        layout: Its name in the family's layouts.
-        plain: Builds the network.
-        features: Its features, given the network and images.
-        s6la: Builds the backbone.
-        size: Of the images.
-        names: What its file calls a tensor, where that is not what the network calls it.
+        layout (str): Its name in the family's layouts.
+        plain (Callable[[], nn.Module]): Builds the network.
+        features (Callable[[nn.Module, torch.Tensor], torch.Tensor]): Its features, given the network and images.
+        s6la (Callable[[], nn.Module]): Builds the backbone.
+        size (int): Of the images.
+        names (Callable[[dict], dict]): What its file calls a tensor, where that is not what the network calls it.
     """
 
     layout: str

@@ -56,11 +56,11 @@ def start(function: Callable, folder: Path, *args, processes: int = 2) -> list:
     """Runs a function of this module, or another that can be imported, in processes that form a group.
 
     Args:
-        function: Called with the process's rank and ``args``.
-        folder: Where the processes meet and leave their results.
+        function (Callable): Called with the process's rank and ``args``.
+        folder (Path): Where the processes meet and leave their results.
 
     Returns:
-        What the function returned in each process.
+        list: What the function returned in each process.
     """
     start_server()
     arguments = (function, str(folder), processes, args)

@@ -58,7 +58,8 @@ def call(*command: object, **env: str) -> subprocess.CompletedProcess:
     """Run a Python tool in this process, and leave nothing of it behind.
 
     Returns:
-        What ``run`` would: status and output, but not the output of processes that the tool has started.
+        subprocess.CompletedProcess: What ``run`` would: status and output, but not the output of processes that the
+        tool has started.
 
     Raises:
         Exception: What the tool itself does not turn into a message and a status.

@@ -91,9 +91,9 @@ def build(work_dir: Path, *, epochs: bool = True, seed: int | None = 0, batch: i
     """A runner with this package's loop and hooks.
 
     Args:
-        work_dir: folder of the run.
-        epochs: count epochs (3 of 12 images), or 9 iterations.
-        options: ``hooks`` (custom hooks), ``checkpoint`` (options of the checkpoint hook), ``resume`` (file or None),
+        work_dir (Path): Folder of the run.
+        epochs (bool): Count epochs (3 of 12 images), or 9 iterations.
+        **options: ``hooks`` (custom hooks), ``checkpoint`` (options of the checkpoint hook), ``resume`` (file or None),
             ``model``, ``dataset``, ``sampler``, ``val_interval``, ``train_cfg``, ``launcher``, ``model_wrapper_cfg``.
     """
     if epochs:

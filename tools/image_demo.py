@@ -87,12 +87,13 @@ def with_legend(picture: np.ndarray, entries: list[tuple[Sequence[int], str]]) -
     """Put a legend to the right of a picture.
 
     Args:
-        picture: (height, width, 3), RGB, uint8.
-        entries: colour (RGB, 0 to 255) and text of each line, from top to bottom; what does not fit goes into further
-            columns.
+        picture (np.ndarray): (height, width, 3), RGB, uint8.
+        entries (list[tuple[Sequence[int], str]]): Colour (RGB, 0 to 255) and text of each line, from top to
+            bottom; what does not fit goes into further columns.
 
     Returns:
-        The wider picture, (height, width + legend, 3); lower pictures than one line (22 pixels) are padded to it.
+        np.ndarray: The wider picture, (height, width + legend, 3); lower pictures than one line (22 pixels) are
+        padded to it.
     """
     line, font, size = 22, cv2.FONT_HERSHEY_SIMPLEX, 0.45
     height = max(picture.shape[0], line)
@@ -113,12 +114,12 @@ def write_results(images: list[str], draw: Callable[[str, np.ndarray], Drawn], o
     """Write ``out_dir/vis/*.png`` and ``out_dir/preds/*.json``.
 
     Args:
-        images: paths.
-        draw: predicts and draws, from an image's path and its pixels.
-        out_dir: made where it is missing. Images of one name from different folders get numbers.
+        images (list[str]): Paths.
+        draw (Callable[[str, np.ndarray], Drawn]): Predicts and draws, from an image's path and its pixels.
+        out_dir (Path): Made where it is missing. Images of one name from different folders get numbers.
 
     Raises:
-        UsageError: if a file is no image.
+        UsageError: If a file is no image.
     """
     used: set[str] = set()
     for path in images:

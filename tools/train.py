@@ -54,10 +54,10 @@ def enable_amp(cfg: Config) -> None:
     """Switch the optimizer wrapper to mixed precision.
 
     Args:
-        cfg: the config, changed in place.
+        cfg (Config): The config, changed in place.
 
     Raises:
-        UsageError: if the config has an optimizer wrapper of its own, or a model with RoIs would train on
+        UsageError: If the config has an optimizer wrapper of its own, or a model with RoIs would train on
             the CPU.
     """
     kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
@@ -80,10 +80,10 @@ def enable_auto_scale_lr(cfg: Config) -> None:
     """Switch on mmengine's scaling of the learning rate.
 
     Args:
-        cfg: the config, changed in place.
+        cfg (Config): The config, changed in place.
 
     Raises:
-        UsageError: if the config does not say for which batch size its learning rate is meant.
+        UsageError: If the config does not say for which batch size its learning rate is meant.
     """
     if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
         raise UsageError(
@@ -97,14 +97,14 @@ def set_resume(cfg: Config, resume: str) -> None:
     """Choose the checkpoint to go on from.
 
     Args:
-        cfg: the config, changed in place.
-        resume: a path, or ``'auto'`` for the newest whole checkpoint in ``cfg.work_dir``. Without one there the
+        cfg (Config): The config, changed in place.
+        resume (str): A path, or ``'auto'`` for the newest whole checkpoint in ``cfg.work_dir``. Without one there the
             training starts anew and the config's ``load_from`` keeps its meaning, so that a job script may
             always pass ``--resume``.
 
     Raises:
-        FileNotFoundError: if ``resume`` names a file that is not there.
-        UsageError: if it is damaged, or a run has left checkpoints of which none is whole.
+        FileNotFoundError: If ``resume`` names a file that is not there.
+        UsageError: If it is damaged, or a run has left checkpoints of which none is whole.
     """
     if resume == 'auto':
         resume = find_last_good(cfg.work_dir)
@@ -129,7 +129,7 @@ def require_same_start(cfg: Config) -> None:
     """Checks that all processes resume from one checkpoint: each has looked for it on its own disk.
 
     Raises:
-        UsageError: if they do not, on every process.
+        UsageError: If they do not, on every process.
     """
     starts = all_gather_object(cfg.load_from if cfg.get('resume') else None)
     if len(set(starts)) > 1:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ class Regression:
     """
 
     def __init__(self) -> None:
-        self.samples = 0
+        self.inputs = self.samples = 0
         self.moments: Tensor | None = None
 
     def add(self, x: Tensor, y: Tensor) -> None:
@@ -74,7 +75,7 @@ class Regression:
         """
         end = 1 + self.inputs
         freedom = self.samples - end
-        if freedom < self.inputs:
+        if self.moments is None or freedom < self.inputs:
             return float('nan')
         total = self.moments[end:, end:].diagonal() - self.moments[0, end:].square() / self.samples
         cross = self.moments[:end, end:]
@@ -141,7 +142,7 @@ class StateAnalysis:
             for handle in handles:
                 handle.remove()
 
-    def _begin(self, *_) -> None:
+    def _begin(self, *_: Any) -> None:
         self._write = self._read = 0
 
     @torch.no_grad()

@@ -76,7 +76,7 @@ class Plan:
             contents = {path: Config.fromfile(path) for path in {variant.config for variant in self.variants}}
             for variant in self.variants:
                 cfg = replace(variant, content=contents[variant.config]).build_config()
-                text = cfg.pretty_text + found.get(variant.start, '')
+                text = cfg.pretty_text + found.get(variant.start or '', '')
                 found[variant.name] = hashlib.sha256(text.encode()).hexdigest()[:16]
             return found
         finally:
@@ -294,7 +294,7 @@ class Run:
         if outcome is None:
             status = 'unfinished' if iteration else 'not started'
             return Progress(status, iteration, None, curve, losses)
-        value = curve.get(max(evaluations, default=None)) if outcome['status'] == 'finished' else None
+        value = curve.get(max(evaluations, default=0)) if outcome['status'] == 'finished' else None
         if outcome['status'] == 'finished' and value is None:
             return Progress('failed', iteration, None, curve, losses, f'the last evaluation did not give {metric}')
         trained_on = outcome.get('trained_on', '')
@@ -311,7 +311,7 @@ def shard_of(runs: Sequence[Run], index: int, count: int) -> list[Run]:
     """
     first: dict[str, str] = {}
     for run in runs:
-        first[run.variant.name] = first.get(run.variant.start, run.variant.name)
+        first[run.variant.name] = first.get(run.variant.start or '', run.variant.name)
     chains = list(dict.fromkeys((first[run.variant.name], run.seed) for run in runs))
     mine = chains[index - 1 :: count]
     return [run for run in runs if (first[run.variant.name], run.seed) in mine]

@@ -184,7 +184,7 @@ def _settings(plan: Plan, table: dict[str, dict[int, Progress]], costs: dict | N
         f'- Versions where this was written: {versions_text()}',
         f'- Seeds: {", ".join(map(str, plan.seeds))}',
     ]
-    if costs:
+    if costs and plan.shape:
         height, width = plan.shape
         rounds = len(costs['models'][plan.reference]['seconds'])
         lines.append(

@@ -6,6 +6,8 @@ mmseg's know the names of a few backbones, and let ``custom_keys`` say nothing a
 
 from __future__ import annotations
 
+from typing import Any
+
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
@@ -39,7 +41,7 @@ class LayerDecayOptimWrapperConstructor(S6LAOptimWrapperConstructor):
         rate = self.paramwise_cfg.get('layer_decay_rate')
         if rate is None or not 0 < rate <= 1:
             raise ValueError(f'layer_decay_rate={rate} in paramwise_cfg must be a number in (0, 1]')
-        backbone = getattr(model, 'backbone', None)
+        backbone: Any = getattr(model, 'backbone', None)
         if not hasattr(backbone, 'get_layer_depth'):
             name = type(backbone).__name__
             raise ValueError(f'layer_decay_rate={rate} needs a backbone with get_layer_depth, {name} has none')

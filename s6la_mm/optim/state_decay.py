@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterator
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -63,7 +64,7 @@ class S6LAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         # An empty one would mean one group for all parameters.
         super().__init__(optim_wrapper_cfg, paramwise_cfg or dict(custom_keys={}))
 
-    def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', **kwargs) -> None:
+    def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', **kwargs: Any) -> None:
         """See ``DefaultOptimWrapperConstructor.add_params``, which calls this for each child, with a prefix."""
         super().add_params(params, module, prefix=prefix, **kwargs)
         if not prefix:

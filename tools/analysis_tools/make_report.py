@@ -47,7 +47,7 @@ def find_config(work_dir: Path) -> Path:
     """The config that the last run of a work dir wrote.
 
     Raises:
-        FileNotFoundError: if there is none.
+        FileNotFoundError: If there is none.
     """
     configs = sorted(work_dir.glob('*.py'), key=lambda path: path.stat().st_mtime)
     if not configs:
@@ -59,7 +59,7 @@ def find_checkpoint(work_dir: Path) -> str:
     """The newest checkpoint of a work dir, also where the folder was moved after the training.
 
     Raises:
-        FileNotFoundError: if there is none.
+        FileNotFoundError: If there is none.
     """
     latest = find_latest_checkpoint(str(work_dir))
     for path in (latest, work_dir / Path(latest).name) if latest else ():
@@ -72,10 +72,11 @@ def read_scalars(work_dir: Path) -> tuple[list[dict], list[dict]]:
     """Joins what the runs of a work dir logged; a resumed run goes on where the one before it was left.
 
     Returns:
-        Training entries and validation entries, by rising ``step``, which counts iterations in both.
+        tuple[list[dict], list[dict]]: Training entries and validation entries, by rising ``step``, which counts
+        iterations in both.
 
     Raises:
-        FileNotFoundError: if no run logged a loss.
+        FileNotFoundError: If no run logged a loss.
     """
     train: list[dict] = []
     val: list[dict] = []
@@ -105,12 +106,12 @@ def draw_curves(train: list[dict], val: list[dict], out_dir: Path) -> list[str]:
     """Draw the losses and, where the run was validated, box and mask mAP or mIoU and accuracies.
 
     Args:
-        train: training entries of :func:`read_scalars`.
-        val: validation entries.
-        out_dir: gets ``loss.png`` and ``metrics.png``.
+        train (list[dict]): Training entries of :func:`read_scalars`.
+        val (list[dict]): Validation entries.
+        out_dir (Path): Gets ``loss.png`` and ``metrics.png``.
 
     Returns:
-        The names of the files.
+        list[str]: The names of the files.
     """
     losses = sorted(key for key in train[-1] if 'loss' in key)
     metrics = sorted(key for key in val[-1] if key.endswith(('_mAP', *SEGMENTATION_METRICS))) if val else []
@@ -135,11 +136,11 @@ def enlarge(image: np.ndarray, sample: DetDataSample) -> np.ndarray:
     """Enlarge a small image and what is known about it, so that labels leave something to see.
 
     Args:
-        image: (height, width, 3), uint8.
-        sample: its ground truth and prediction in the image's pixels; changed in place.
+        image (np.ndarray): (height, width, 3), uint8.
+        sample (DetDataSample): Its ground truth and prediction in the image's pixels; changed in place.
 
     Returns:
-        The image, its shorter side at least about ``DRAWN_SIDE`` pixels long.
+        np.ndarray: The image, its shorter side at least about ``DRAWN_SIDE`` pixels long.
     """
     factor = max(1, round(DRAWN_SIDE / min(image.shape[:2])))
     image = image.repeat(factor, 0).repeat(factor, 1)
@@ -159,14 +160,14 @@ def draw_predictions(cfg: Config, checkpoint: str, number: int, score_thr: float
     """Predict on validation images, evenly spread over the set, and draw each beside its ground truth.
 
     Args:
-        cfg: the run's config.
-        checkpoint: weights.
-        number: images to draw, at most.
-        score_thr: lowest score drawn.
-        out_dir: gets ``images/*.png``.
+        cfg (Config): The run's config.
+        checkpoint (str): Weights.
+        number (int): Images to draw, at most.
+        score_thr (float): Lowest score drawn.
+        out_dir (Path): Gets ``images/*.png``.
 
     Returns:
-        The part of the page that shows them.
+        dict: The part of the page that shows them.
     """
     segments = cfg.default_scope == 'mmseg'
     model = init_model(cfg, checkpoint)

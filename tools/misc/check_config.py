@@ -69,9 +69,9 @@ def shorten(cfg: Config, work_dir: str, random_weights: bool) -> Config:
     """The config with some iterations and one checkpoint in another folder.
 
     Args:
-        cfg: a complete training config, not changed.
-        work_dir: the folder.
-        random_weights: leave out pretrained weights.
+        cfg (Config): A complete training config, not changed.
+        work_dir (str): The folder.
+        random_weights (bool): Leave out pretrained weights.
     """
     cfg = copy.deepcopy(cfg)
     cfg.work_dir = work_dir
@@ -98,13 +98,13 @@ def try_training(cfg: Config) -> tuple[Runner, Watch, float]:
     """Trains some steps.
 
     Args:
-        cfg: from :func:`shorten`.
+        cfg (Config): From :func:`shorten`.
 
     Returns:
-        The runner, what the iterations gave, and the peak memory in bytes.
+        tuple[Runner, Watch, float]: The runner, what the iterations gave, and the peak memory in bytes.
 
     Raises:
-        UsageError: if a loss is not finite.
+        UsageError: If a loss is not finite.
     """
     watch = Watch()
     with PeakMemory(get_device()) as peak:
@@ -120,14 +120,14 @@ def check_round_trip(cfg: Config, runner: Runner) -> int:
     """Resumes from the checkpoint in a new runner and compares.
 
     Args:
-        cfg: from :func:`shorten`.
-        runner: the one that wrote the checkpoint.
+        cfg (Config): From :func:`shorten`.
+        runner (Runner): The one that wrote the checkpoint.
 
     Returns:
-        Bytes of the checkpoint.
+        int: Bytes of the checkpoint.
 
     Raises:
-        UsageError: if the weights are not what they were.
+        UsageError: If the weights are not what they were.
     """
     path = find_last_good(cfg.work_dir)
     cfg = copy.deepcopy(cfg)
@@ -145,11 +145,11 @@ def predict(cfg: Config, runner: Runner) -> tuple[float, int]:
     """Predicts one batch of the validation set.
 
     Args:
-        cfg: config with a ``val_dataloader``.
-        runner: with the model.
+        cfg (Config): Config with a ``val_dataloader``.
+        runner (Runner): With the model.
 
     Returns:
-        Seconds per image, and the number of images in the set.
+        tuple[float, int]: Seconds per image, and the number of images in the set.
     """
     loader = Runner.build_dataloader(copy.deepcopy(cfg.val_dataloader), seed=0)
     batch = next(iter(loader))
