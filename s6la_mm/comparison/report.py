@@ -204,7 +204,7 @@ def _settings(plan: Plan, table: dict[str, dict[int, Progress]], costs: dict | N
 
 
 def _options(options: dict) -> list[str]:
-    return [f'  - `{key} = {value!r}`' for key, value in options.items()]
+    return [f'    - `{key} = {value!r}`' for key, value in options.items()]
 
 
 def _from(start: str | None) -> str:
