@@ -81,11 +81,11 @@ def reorder_patch_merging(items: Items, target: dict[str, Tensor]) -> None:
 def join_q_and_kv(items: Items, target: dict[str, Tensor]) -> None:
     """Makes one input projection of attention out of q and kv."""
     for key in [key for key in items if re.search(r'\.attn\.attn\.q_(weight|bias)$', key)]:
-        pair = [items.pop(key), items.pop(key.replace('.q_', '.kv_'), None)]
-        if pair[1] is None:
-            raise ValueError(f'{pair[0].sources[0]} is in the checkpoint without its counterpart for k and v')
-        tensor = torch.cat([item.tensor for item in pair])
-        items[key.replace('.q_', '.in_proj_')] = Item(tensor, pair[0].sources + pair[1].sources, ['q and kv joined'])
+        q, kv = items.pop(key), items.pop(key.replace('.q_', '.kv_'), None)
+        if kv is None:
+            raise ValueError(f'{q.sources[0]} is in the checkpoint without its counterpart for k and v')
+        tensor = torch.cat((q.tensor, kv.tensor))
+        items[key.replace('.q_', '.in_proj_')] = Item(tensor, q.sources + kv.sources, ['q and kv joined'])
 
 
 def fit_ones(items: Items, target: dict[str, Tensor]) -> None:
@@ -130,7 +130,7 @@ def resize_state(items: Items, module: nn.Module) -> None:
     old, new = items['initial_state'].tensor.shape[0], target['initial_state'].shape[0]
     if old == new:
         return
-    axes_of = {'initial_state': (0,)}
+    axes_of: dict[str, tuple[int, ...]] = {'initial_state': (0,)}
     for name, layer in module.named_modules():
         if isinstance(layer, STATE_LAYERS):
             axes_of |= {f'{name}.{parameter}': axes for parameter, axes in layer.state_axes.items()}

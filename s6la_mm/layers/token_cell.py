@@ -173,7 +173,7 @@ class StateCarry(nn.Linear):
         torch.Size([2, 192, 16])
     """
 
-    state_axes: ClassVar = {}
+    state_axes: ClassVar[dict] = {}
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, bias=False)
