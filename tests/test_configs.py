@@ -20,13 +20,13 @@ from s6la_mm.engine import make_resumable
 from s6la_mm.optim import undecayed_parameters
 
 IDS = [str(p.relative_to(ROOT)) for p in CONFIGS]
-# The deep and the heavy ones differ from their neighbours in a few numbers only.
-NIGHTLY = (
-    *('r101', 'r152', '_2x', '20e', '160k', '3x'),
-    *('deit-b', 'vit-b', 'swin-s', 'swin-b', 'next-s', 'next-b', 'b1', 'b2'),
-)
+# A config with a longer schedule, and the one with the shorter schedule that has its model: one step tells for both.
+LONGER = (('_2x_', '_1x_'), ('_20e_', '_1x_'), ('_amp-ms-crop-3x_', '_1x_'), ('-160k_', '-80k_'))
+SHORTER = {
+    name: name.replace(*pair) for name in IDS for pair in LONGER if pair[0] in name and name.replace(*pair) in IDS
+}
 STEP_PARAMS = [
-    pytest.param(path, id=name, marks=[pytest.mark.nightly] if any(part in name for part in NIGHTLY) else [])
+    pytest.param(path, id=name, marks=[pytest.mark.nightly] if name in SHORTER else [])
     for path, name in zip(CONFIGS, IDS)
 ]
 # One config for each file of configs/_base_ that names a data set.
@@ -80,6 +80,8 @@ def test_config_is_short_and_points_to_the_environment(path):
     assert len(lines) <= 20
     cfg = parse(path)
     assert cfg.custom_imports.imports == ['s6la_mm']
+    # The step below gives every parameter a gradient.
+    assert not cfg.get('find_unused_parameters') and 'find_unused_parameters' not in cfg.get('model_wrapper_cfg', {})
     for name in ('train', 'val', 'test'):
         dataset = cfg[f'{name}_dataloader'].dataset
         assert dataset.get('dataset', dataset).data_root.rstrip('/') == 'elsewhere'
@@ -196,6 +198,11 @@ def settings(model, cfg):
     groups = build_optimizer(model, cfg).optimizer.param_groups
     learning = ((p, group) for group in groups for p in group['params'] if p.requires_grad)
     return {id(p): {key: value for key, value in group.items() if key != 'params'} for p, group in learning}
+
+
+@pytest.mark.parametrize('name', SHORTER)
+def test_a_longer_schedule_trains_the_same_model(name):
+    assert parse(ROOT / name).model == parse(ROOT / SHORTER[name]).model
 
 
 @pytest.mark.parametrize('path', STEP_PARAMS)

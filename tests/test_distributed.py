@@ -8,7 +8,6 @@ import subprocess
 
 import pytest
 import torch
-from config_steps import CONFIGS, parse
 from distributed_steps import BACKBONES, accumulated_steps, all_steps, start
 from tool_runner import ROOT, TOOLS, environment
 
@@ -54,14 +53,6 @@ def assert_same_change(actual: dict, expected: dict) -> None:
     """Within 1e-4 of each tensor's change: float32 rounds weights of 1 at 6e-8, and steps are down to 1e-3 of them."""
     for name, change in expected.items():
         assert (actual[name] - change).norm() <= 1e-4 * change.norm() + 1e-7, name
-
-
-@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
-def test_no_config_looks_for_unused_parameters(path):
-    """That every parameter gets a gradient is tested with the step of tests/test_configs.py."""
-    cfg = parse(path)
-    wrapper = cfg.get('model_wrapper_cfg') or {}
-    assert not cfg.get('find_unused_parameters') and not wrapper.get('find_unused_parameters')
 
 
 @pytest.mark.nightly
