@@ -6,9 +6,11 @@ import pytest
 from forked import Forked
 from tool_runner import ROOT, TOOLS
 
-SCRIPTS = sorted(
-    str(path.relative_to(ROOT)) for folder in (TOOLS, ROOT / '.dev_scripts') for path in folder.rglob('*.py')
-)
+FILES = [path for folder in (TOOLS, ROOT / '.dev_scripts') for path in sorted(folder.rglob('*.py'))]
+# The others are no scripts: griffe_docstrings.py is a part of the documentation's build, which brings griffe.
+SCRIPTS = [
+    str(path.relative_to(ROOT)) for path in FILES if "__name__ == '__main__'" in path.read_text(encoding='utf-8')
+]
 
 
 @pytest.mark.parametrize('script', SCRIPTS)
