@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import PretrainedMixin
 from ..layers import S6LAMapCell
-from ..layers.options import require
+from ..layers.options import named_options, require
 from ..layers.state_parameters import check_cell_options
 from ..optim import watch_weight_decay
 from .train_mode import TrainReturnsSelf
@@ -102,7 +101,7 @@ class MapStateMixin(TrainReturnsSelf, PretrainedMixin):
         self.shared_cell = shared_cell
         self.stage_with_state = tuple(stage_with_state or ())  # none: all, whose number is not known yet
         self.out_state = out_state
-        with _named_options(type(self), kwargs):
+        with named_options(type(self), kwargs):
             super().__init__(**kwargs)
         self.stage_with_state = self.stage_with_state or (True,) * self.num_stages
         fits = len(self.stage_with_state) == self.num_stages
@@ -203,24 +202,3 @@ class MapStateMixin(TrainReturnsSelf, PretrainedMixin):
             key = state.cell
             maps.append(state.h if key is None else self.cells[key](x, state.h, state.composed[key]))
         return tuple(maps)
-
-
-@contextmanager
-def _named_options(cls: type, options: dict[str, Any]) -> Iterator[None]:
-    """Turns the errors by which a base class refuses options, many of them without words, into a ValueError with names.
-
-    Example:
-        >>> with _named_options(MapStateMixin, dict(depth=7)):
-        ...     assert False
-        Traceback (most recent call last):
-            ...
-        ValueError: MapStateMixin cannot be built with depth=7: AssertionError in the base class
-    """
-    try:
-        yield
-    except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        if 'unexpected keyword argument' in str(error):
-            raise
-        given = ', '.join(f'{key}={value!r}' for key, value in options.items())
-        reason = ' '.join(map(str, error.args)) or f'{type(error).__name__} in the base class'
-        raise ValueError(f'{cls.__name__} cannot be built with {given}: {reason}') from error

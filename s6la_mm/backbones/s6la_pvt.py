@@ -10,7 +10,7 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 from ..layers import STATE_LAYERS
-from ..layers.options import is_index, require
+from ..layers.options import is_index, named_options, require
 from .families.pvt import ARCH_ZOO, PVT
 from .token_state import TokenStateMixin
 
@@ -77,7 +77,8 @@ class S6LAPVTv2(TokenStateMixin, PyramidVisionTransformerV2):
             init_cfg = dict(type='Pretrained') | init_cfg  # mmdet's configs of PVT leave the type out
         loads = init_cfg is None or (isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained')
         require(loads, 'init_cfg', init_cfg, "None or dict(type='Pretrained', checkpoint=...): PVT initialises itself")
-        super().__init__(out_indices=out_indices, init_cfg=init_cfg, **kwargs)
+        with named_options(type(self), kwargs):
+            super().__init__(out_indices=out_indices, init_cfg=init_cfg, **kwargs)
         self.with_cp = with_cp
         channels = [self.embed_dims * heads for heads in self.num_heads]
         stages = [blocks for _, blocks, _ in self.layers]

@@ -42,7 +42,7 @@ class StateRead(nn.Conv2d):
         torch.Size([2, 128, 8, 10])
     """
 
-    state_axes: ClassVar = {'weight': (1,)}
+    state_axes: ClassVar[dict[str, tuple[int, ...]]] = {'weight': (1,)}
 
     def __init__(self, state_dim: int, conv: nn.Conv2d | int, read_init: str = 'zero') -> None:
         require(read_init in ('zero', 'kaiming'), 'read_init', read_init, "'zero' or 'kaiming'")
@@ -142,7 +142,7 @@ class S6LAMapCell(BaseModule):
         torch.Size([2, 32, 14, 14])
     """
 
-    state_axes: ClassVar = {
+    state_axes: ClassVar[dict[str, tuple[int, ...]]] = {
         'in_proj.weight': (0,),
         'input_norm.weight': (0,),
         'dt_proj.weight': (0, 1),

@@ -45,7 +45,7 @@ class S6LATokenCell(BaseModule):
         torch.Size([2, 192, 16])
     """
 
-    state_axes: ClassVar = {'A_log': (1,), 'B_proj.weight': (0,)}
+    state_axes: ClassVar[dict[str, tuple[int, ...]]] = {'A_log': (1,), 'B_proj.weight': (0,)}
     not_decayed = ('A_log', 'dt_bias', 'input_norm')
 
     def __init__(
@@ -129,7 +129,7 @@ class TokenRead(nn.Linear):
         torch.Size([2, 197, 192])
     """
 
-    state_axes: ClassVar = {'weight': (0,)}
+    state_axes: ClassVar[dict[str, tuple[int, ...]]] = {'weight': (0,)}
 
     def __init__(self, channels: int, state_dim: int) -> None:
         super().__init__(channels, state_dim, bias=False)
@@ -173,7 +173,7 @@ class StateCarry(nn.Linear):
         torch.Size([2, 192, 16])
     """
 
-    state_axes: ClassVar[dict] = {}
+    state_axes: ClassVar[dict[str, tuple[int, ...]]] = {}
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, bias=False)

@@ -139,6 +139,7 @@ def test_zoo_is_that_of_mmdets_configs(arch):
         (dict(out_indices=(4,)), r'out_indices=\(4,\).*0 to 3'),
         (dict(init_cfg=dict(type='Normal', layer='Linear', std=1)), 'init_cfg=.*Pretrained'),
         (dict(state_dim=0), 'state_dim=0.*positive integer'),
+        (dict(num_layers=[1, 1]), r'S6LAPVTv2 cannot be built with .*num_layers=\[1, 1\].*AssertionError'),
     ],
 )
 def test_wrong_options(options, message):
