@@ -5,57 +5,68 @@ from __future__ import annotations
 import json
 import os
 import os.path as osp
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from .errors import UsageError
 
 
 def temporary_name(path: str) -> str:
-    """A hidden name beside ``path`` to write under until the file is complete; see :func:`commit`."""
+    """A hidden name beside ``path``, under which it is written; see :func:`complete_or_not`."""
     return osp.join(osp.dirname(path), f'.{osp.basename(path)}.tmp')
 
 
-def commit(temporary: str, path: str) -> None:
-    """Brings a complete file or folder to the disk and gives it its name.
+@contextmanager
+def complete_or_not(path: str, is_owner: bool = True) -> Iterator[str]:
+    """Lets a file or folder have its name when it is complete and on the disk; until then ``path`` is what it was.
 
     Args:
-        temporary (str): What was written, in the folder of ``path``.
-        path (str): Its name from now on; a file of that name is replaced.
+        path (str): The name. Its folder exists.
+        is_owner (bool): Whether this process gives the name, where several write. Defaults to True.
 
-    Raises:
-        OSError: If the disk refuses; ``path`` is what it was then.
-    """
-    for folder, _, names in os.walk(temporary):
-        for name in names:
-            _sync(osp.join(folder, name))
-    _sync(temporary)
-    os.replace(temporary, path)
-    _sync(osp.dirname(osp.abspath(path)))
-
-
-def write_atomically(path: str, text: str) -> None:
-    """Writes a text file; a reader finds the old content or the new one.
-
-    Args:
-        path (str): The file.
-        text (str): Its content.
-
-    Raises:
-        OSError: If it cannot be written; the old file is there then.
+    Yields:
+        str: The name to write under. It is removed if that fails with an OSError; a kill leaves it.
 
     Example:
-        >>> write_atomically('last_checkpoint', 'epoch_1.pth')
-        >>> open('last_checkpoint').read()
-        'epoch_1.pth'
+        >>> with complete_or_not('numbers.txt') as temporary:
+        ...     with open(temporary, 'w') as file:
+        ...         _ = file.write('1 2 3')
+        >>> open('numbers.txt').read()
+        '1 2 3'
     """
     temporary = temporary_name(path)
     try:
+        yield temporary
+        if is_owner:
+            for folder, _, names in os.walk(temporary):
+                for name in names:
+                    _sync(osp.join(folder, name))
+            _sync(temporary)
+            if osp.isdir(path):  # which cannot be replaced
+                shutil.rmtree(path)
+            os.replace(temporary, path)
+            _sync(osp.dirname(osp.abspath(path)))
+    except OSError:
+        if is_owner:
+            remove(temporary)
+        raise
+
+
+def write_atomically(path: str, text: str) -> None:
+    """Writes a text file; a reader finds the old content or the new one."""
+    with complete_or_not(path) as temporary:
         with open(temporary, 'w', encoding='utf-8') as file:
             file.write(text)
-        commit(temporary, path)
-    finally:
-        if osp.exists(temporary):
-            os.remove(temporary)
+
+
+def remove(path: str) -> None:
+    """Removes a file or a folder, if there is one."""
+    if osp.isdir(path):
+        shutil.rmtree(path, ignore_errors=True)
+    elif osp.exists(path):
+        os.remove(path)
 
 
 def read_json(path: str) -> Any:

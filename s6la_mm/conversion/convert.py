@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import io
 import os
 import os.path as osp
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +34,7 @@ from ..checkpoint.matching import (
     shortened,
 )
 from ..checkpoint.reading import Weights, read_weights
-from ..common.files import commit, temporary_name
+from ..common.files import complete_or_not
 from ..version import __version__
 from .verify import largest_difference
 
@@ -201,7 +203,7 @@ def convert_checkpoint(
         s6la_mm_version=__version__,
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
     )
-    path = save_atomically(dict(meta=meta, state_dict=state), destination, publish)
+    path = save_checkpoint(dict(meta=meta, state_dict=state), destination, publish)
     return Conversion(path, match, meta, difference)
 
 
@@ -286,8 +288,8 @@ def sha256(path: str) -> str:
     return digest.hexdigest()
 
 
-def save_atomically(content: dict, path: str, publish: bool = False) -> str:
-    """Writes a checkpoint under a temporary name beside ``path`` and renames it when it is complete.
+def save_checkpoint(content: dict, path: str, publish: bool = False) -> str:
+    """Writes a checkpoint, which has its name when it is complete.
 
     Args:
         content (dict): What to save.
@@ -298,20 +300,16 @@ def save_atomically(content: dict, path: str, publish: bool = False) -> str:
         str: The file that was written.
 
     Raises:
-        OSError: If it cannot be written; the temporary file is gone then.
+        OSError: If it cannot be written; nothing of it is left then.
     """
-    temporary = temporary_name(path)
+    file = io.BytesIO()
+    torch.save(content, file)
+    if publish:
+        path = f'{path.removesuffix(".pth")}-{hashlib.sha256(file.getbuffer()).hexdigest()[:8]}.pth'
     try:
         os.makedirs(osp.dirname(osp.abspath(path)), exist_ok=True)
-        with open(temporary, 'wb') as file:
-            torch.save(content, file)
-        if publish:
-            path = f'{path.removesuffix(".pth")}-{sha256(temporary)[:8]}.pth'
-        commit(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch answers some failures of the disk with a RuntimeError
-        reason = getattr(error, 'strerror', None) or getattr(error.__context__, 'strerror', None) or error
-        raise OSError(f'{path} cannot be written: {reason}') from error
-    finally:
-        if osp.exists(temporary):
-            os.remove(temporary)
+        with complete_or_not(path) as temporary:
+            Path(temporary).write_bytes(file.getbuffer())
+    except OSError as error:
+        raise OSError(f'{path} cannot be written: {error.strerror}') from error
     return path

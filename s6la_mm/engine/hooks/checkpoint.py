@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import glob
 import itertools
-import os
 import os.path as osp
-import shutil
+from collections.abc import Callable
+from functools import partial
+from typing import ClassVar
 
 import torch
 from mmengine.dist import barrier, is_main_process
@@ -16,11 +17,12 @@ from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS
+from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ...common.errors import UsageError
-from ...common.files import commit, temporary_name, write_atomically
+from ...common.files import complete_or_not, remove, temporary_name, write_atomically
 from ..resuming import find_last_good
 
 
@@ -36,18 +38,20 @@ class SafeCheckpointHook(CheckpointHook):
         >>> default_hooks = dict(checkpoint=dict(type='SafeCheckpointHook', interval=1, max_keep_ckpts=3))
     """
 
-    _position: dict = {}
+    _meant: ClassVar[dict[str, int]] = {}
 
-    def before_train(self, runner) -> None:
+    def before_train(self, runner: Runner) -> None:
         """Removes what a killed run left half-written; see also ``CheckpointHook.before_train``."""
         super().before_train(runner)
         self.is_local = isinstance(self.file_backend, LocalBackend)
+        # Not in a file backend: strategies do not ask for the one of this hook, and DeepSpeed's writes folders.
+        runner.save_checkpoint = partial(self._save_complete, runner, type(runner).save_checkpoint)
         if is_main_process() and self.is_local:
             for leftover in glob.glob(osp.join(glob.escape(self.out_dir), temporary_name('*.pth'))):
                 print_log(f'{leftover} was not written to its end: removed', logger='current')
-                _remove(leftover)
+                remove(leftover)
 
-    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Compares a checkpoint to resume from with the model.
 
         Raises:
@@ -58,11 +62,11 @@ class SafeCheckpointHook(CheckpointHook):
             require_resumable(model, checkpoint)
 
     @classmethod
-    def of(cls, runner) -> SafeCheckpointHook | None:
+    def of(cls, runner: Runner) -> SafeCheckpointHook | None:
         """The hook of this kind that a runner has, or None."""
         return next((hook for hook in runner.hooks if isinstance(hook, cls)), None)
 
-    def save_extra(self, runner, name: str, iteration: int) -> str:
+    def save_extra(self, runner: Runner, name: str, iteration: int) -> str:
         """Saves between the intervals; the next regular checkpoint replaces it.
 
         Args:
@@ -79,122 +83,87 @@ class SafeCheckpointHook(CheckpointHook):
         filename = f'{name}_iter_{iteration}.pth'
         extras = runner.message_hub.runtime_info.get('extra_checkpoints', [])
         runner.message_hub.update_info('extra_checkpoints', [*extras, filename])
-        return self._save(runner, filename, dict(epoch=runner.epoch, iter=iteration), by_epoch=False)
+        self._save(runner, filename, dict(epoch=runner.epoch, iter=iteration))
+        return self.last_ckpt
 
-    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Writes which iteration is meant: FlexibleRunner takes it that every checkpoint follows a training step."""
-        checkpoint['meta'].update(self._position)
+        checkpoint['meta'].update(self._meant)
 
-    def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         hub = runner.message_hub
-        outdated = [self.join(name) for name in hub.runtime_info.get('extra_checkpoints', [])]
+        outdated = hub.runtime_info.get('extra_checkpoints', [])
         hub.update_info('extra_checkpoints', [])
         if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
             if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
-                outdated.append(self.join(self.filename_tmpl.format(self.keep_ckpt_ids[0])))
+                outdated = [*outdated, self.filename_tmpl.format(self.keep_ckpt_ids[0])]
             self.keep_ckpt_ids.append(step)  # a deque: the first one falls out
             hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
-        self._save(runner, self.filename_tmpl.format(step), meta, by_epoch=self.by_epoch)
-        if is_main_process():
-            for path in outdated:
-                self._remove_from_backend(path)
+        self._save(runner, self.filename_tmpl.format(step), meta)
+        self._remove([self._join(name) for name in outdated])
 
-    def _save(self, runner, filename: str, meta: dict, by_epoch: bool) -> str:
-        self.last_ckpt = self.join(filename)
+    def _save(self, runner: Runner, filename: str, meta: dict) -> None:
+        self.last_ckpt = self._join(filename)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
-        saver = runner if isinstance(runner, _Saver) else _Saver(runner, self)
-        saver.save_checkpoint(
+        runner.save_checkpoint(
             self.out_dir,
             filename,
             self.file_client_args,
             save_optimizer=self.save_optimizer,
             save_param_scheduler=self.save_param_scheduler,
             meta=meta,
-            by_epoch=by_epoch,
+            by_epoch=self.by_epoch,
             backend_args=self.backend_args,
             **self.args,
         )
         if is_main_process():
             write_atomically(osp.join(runner.work_dir, 'last_checkpoint'), self.last_ckpt)
-        return self.last_ckpt
 
-    def _save_best_checkpoint(self, runner, metrics: dict) -> None:
-        # mmengine's method removes the previous best before it saves the new one.
-        backend, self.file_backend = self.file_backend, _LateRemoval(self.file_backend)
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        if not self.save_best:
+            return
+        # mmengine's method removes the previous best before it saves the new one: it does not get to know of any.
+        bests, names = vars(self), ['best_ckpt_path']
+        if hasattr(self, 'best_ckpt_path_dict'):  # there are several metrics
+            bests, names = self.best_ckpt_path_dict, self.key_indicators
+        previous = {name: bests[name] for name in names}
+        bests.update(dict.fromkeys(names))
+        super()._save_best_checkpoint(runner, metrics)
+        self._remove([path for name, path in previous.items() if path and bests[name] not in (None, path)])
+        bests.update({name: path for name, path in previous.items() if bests[name] is None})
+
+    def _save_complete(self, runner: Runner, save: Callable, out_dir: str, filename: str, *args, **kwargs) -> None:
+        """Stands in for the runner's ``save_checkpoint``: a file has its name when it is complete."""
+        path = self._join(filename)
+        bad = first_non_finite(runner.model)
+        if bad:
+            raise UsageError(f'{path} was not written: {bad} is not finite. {_what_is_left(runner)}')
+        self._meant = {key: kwargs['meta'][key] for key in ('epoch', 'iter')}
         try:
-            saver = _Saver(runner, self)
-            super()._save_best_checkpoint(saver, metrics)
+            with complete_or_not(path, self.is_local and is_main_process()) as temporary:
+                save(runner, out_dir, osp.basename(temporary) if self.is_local else filename, *args, **kwargs)
+                barrier()  # some strategies write from every process
+        except OSError as error:
+            reason = error.strerror or error
+            raise UsageError(f'{path} cannot be written: {reason}. {_what_is_left(runner)}') from error
         finally:
-            late, self.file_backend = self.file_backend, backend
-        for path in late.removed:
-            if path not in saver.saved:
-                self._remove_from_backend(path)
+            self._meant = {}
 
-    def join(self, filename: str) -> str:
-        """The path of a checkpoint of this run."""
+    def _join(self, filename: str) -> str:
         return self.file_backend.join_path(self.out_dir, filename)
 
-    def _remove_from_backend(self, path: str) -> None:
-        if self.file_backend.isfile(path):
-            self.file_backend.remove(path)
-        elif self.file_backend.isdir(path):  # DeepSpeed's checkpoints are folders
-            self.file_backend.rmtree(path)
+    def _remove(self, paths: list[str]) -> None:
+        for path in paths if is_main_process() else ():
+            if self.file_backend.isfile(path):
+                self.file_backend.remove(path)
+            elif self.file_backend.isdir(path):  # DeepSpeed's checkpoints are folders
+                self.file_backend.rmtree(path)
 
 
-class _LateRemoval:
-    """A file backend that notes what is to be removed."""
-
-    def __init__(self, backend) -> None:
-        self._backend = backend
-        self.removed: list[str] = []
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._backend, name)
-
-    def remove(self, path: str) -> None:
-        self.removed.append(path)
-
-    rmtree = remove
-
-
-class _Saver:
-    """A runner whose ``save_checkpoint`` gives a file its name when it is complete."""
-
-    def __init__(self, runner, hook: SafeCheckpointHook) -> None:
-        self._runner = runner
-        self._hook = hook
-        self.saved: list[str] = []
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._runner, name)
-
-    def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:
-        """See ``Runner.save_checkpoint``."""
-        path = self._hook.join(filename)
-        self.saved.append(path)
-        bad = first_non_finite(self._runner.model)
-        if bad:
-            raise UsageError(f'{path} was not written: {bad} is not finite. {self._what_is_left()}')
-        is_local = self._hook.is_local
-        name = temporary_name(filename) if is_local else filename
-        temporary = osp.join(out_dir, name)
-        try:
-            self._hook._position = {key: kwargs['meta'][key] for key in ('epoch', 'iter')}
-            self._runner.save_checkpoint(out_dir, name, *args, **kwargs)
-            barrier()  # some strategies write from every process
-            if is_local and is_main_process():
-                commit(temporary, path)
-        except OSError as error:
-            if is_local and is_main_process():
-                _remove(temporary)
-            raise UsageError(f'{path} cannot be written: {error.strerror or error}. {self._what_is_left()}') from error
-        finally:
-            self._hook._position = {}
-
-    def _what_is_left(self) -> str:
-        last = find_last_good(self._runner.work_dir)
-        left = 'There is no earlier checkpoint' if last is None else f'The last complete checkpoint is {last}'
-        return f'{left}; the training stopped at iteration {self._runner.iter}, --resume goes on'
+def _what_is_left(runner: Runner) -> str:
+    last = find_last_good(runner.work_dir)
+    left = 'There is no earlier checkpoint' if last is None else f'The last complete checkpoint is {last}'
+    return f'{left}; the training stopped at iteration {runner.iter}, --resume goes on'
 
 
 def are_finite(tensors: list[Tensor]) -> bool:
@@ -281,10 +250,3 @@ def require_resumable(model: nn.Module, checkpoint: dict) -> None:
             f'the checkpoint to resume from is of another model: {"; ".join(problems)}. Resume with the config that '
             'wrote it and its work dir, or set load_from to start anew from what fits'
         )
-
-
-def _remove(path: str) -> None:
-    if osp.isdir(path):
-        shutil.rmtree(path, ignore_errors=True)
-    elif osp.exists(path):
-        os.remove(path)

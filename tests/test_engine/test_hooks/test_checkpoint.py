@@ -14,7 +14,7 @@ from toy_runner import Killed, ToyModel, build
 
 from s6la_mm.common.errors import UsageError
 from s6la_mm.engine import SafeCheckpointHook, problem_of
-from s6la_mm.engine.hooks.checkpoint import _Saver, first_non_finite, require_resumable
+from s6la_mm.engine.hooks.checkpoint import first_non_finite, require_resumable
 
 
 def checkpoints(folder) -> list[str]:
@@ -116,6 +116,23 @@ def test_best_checkpoint(tmp_path, monkeypatch):
     assert checkpoints(tmp_path) == ['best_accuracy_epoch_2.pth', 'epoch_1.pth', 'epoch_2.pth', 'epoch_3.pth']
 
 
+@pytest.mark.parametrize('scores', [(0.3, 0.2, 0.1), (0.1, 0.3, 0.2), (0.1, 0.2, 0.3)])
+@pytest.mark.parametrize('several', [False, True])
+def test_one_best_checkpoint_is_left(tmp_path, monkeypatch, scores, several):
+    """Whenever it came, for one metric and for each of several; a resumed run knows it."""
+    metrics = iter([dict(accuracy=score, loss=score) for score in scores])
+    monkeypatch.setattr('toy_runner.ToyMetric.compute_metrics', lambda *_: next(metrics))
+    best = dict(save_best=['accuracy', 'loss'], rule=['greater', 'less']) if several else dict(save_best='accuracy')
+    runner = build(tmp_path, checkpoint=dict(by_epoch=True, interval=1, max_keep_ckpts=1, **best))
+    runner.train()
+    wanted = [f'best_accuracy_epoch_{scores.index(0.3) + 1}.pth']
+    wanted += [f'best_loss_epoch_{scores.index(0.1) + 1}.pth'] if several else []
+    assert checkpoints(tmp_path) == [*wanted, 'epoch_3.pth']
+    info = torch.load(tmp_path / 'epoch_3.pth', weights_only=True)['message_hub']['runtime_info']
+    key = 'best_ckpt_accuracy' if several else 'best_ckpt'
+    assert info[key] == str(tmp_path / wanted[0])
+
+
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     class Spoil(Hook):
         def before_train_iter(self, runner, batch_idx, data_batch=None):
@@ -182,19 +199,19 @@ def test_the_iteration_that_is_meant_is_in_the_checkpoint(tmp_path):
     assert checkpoint['meta'] == dict(epoch=4, iter=13, seed=0)
     written = []
 
-    class Other:
+    class Other(type(runner)):
         """Calls the hook as FlexibleRunner does."""
 
-        model = runner.model
-        work_dir = runner.work_dir
-        iter = 12
-
-        def save_checkpoint(self, out_dir, filename, meta, **kwargs):
+        def save_checkpoint(self, out_dir, filename, *args, meta, **kwargs):
             checkpoint = dict(meta=dict(meta, epoch=4, iter=13))
             hook.before_save_checkpoint(self, checkpoint)
             written.append(checkpoint['meta'])
-            (tmp_path / filename).write_bytes(b'x')
+            (tmp_path / filename).mkdir()  # as DeepSpeed's does
+            (tmp_path / filename / 'part').write_bytes(b'x')
 
+    runner.__class__ = Other
     hook.before_train(runner)
-    _Saver(Other(), hook).save_checkpoint(str(tmp_path), 'epoch_3.pth', meta=dict(epoch=3, iter=12))
-    assert written == [dict(epoch=3, iter=12)] and (tmp_path / 'epoch_3.pth').exists()
+    for _ in range(2):  # a second time when it is the best
+        hook._save_checkpoint_with_step(runner, 3, dict(epoch=3, iter=12))
+    assert written == [dict(epoch=3, iter=12)] * 2 and os.listdir(tmp_path / 'iter_3.pth') == ['part']
+    assert (tmp_path / 'last_checkpoint').read_text() == str(tmp_path / 'iter_3.pth')
