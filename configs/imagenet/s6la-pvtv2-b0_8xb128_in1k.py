@@ -7,5 +7,5 @@ model = dict(
 train_cfg = dict(_delete_=True, type='ResumableEpochBasedTrainLoop', max_epochs={{_base_.train_cfg.max_epochs}})
 default_hooks = {{_base_.s6la_hooks}}
 optim_wrapper = dict(constructor='S6LAOptimWrapperConstructor', clip_grad=None)
-train_dataloader = dict(batch_size=128, dataset={{_base_.loader_at_root.dataset}})
+train_dataloader = dict(_base_.loader_at_root, batch_size=128)
 val_dataloader = test_dataloader = {{_base_.loader_at_root}}

@@ -79,12 +79,10 @@ def init_cpu_process_group(cfg: Config) -> None:
     atexit.register(_leave_process_group)
     if cfg.get('runner_type') == 'FlexibleRunner':  # its strategy wraps the model
         return
-    wrapper = cfg.setdefault('model_wrapper_cfg', None) or dict(
-        broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False)
-    )
+    unused = cfg.get('find_unused_parameters', False)
+    wrapper = cfg.get('model_wrapper_cfg') or dict(broadcast_buffers=False, find_unused_parameters=unused)
     if wrapper.get('type', 'MMDistributedDataParallel') == 'MMDistributedDataParallel':
-        wrapper['type'] = 'CPUDistributedDataParallel'
-    cfg.model_wrapper_cfg = wrapper
+        cfg.model_wrapper_cfg = dict(wrapper, type='CPUDistributedDataParallel')
 
 
 def _leave_process_group() -> None:

@@ -6,9 +6,9 @@ import json
 import logging
 import os.path as osp
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.dist import broadcast_object_list, get_rank, is_main_process
 from mmengine.logging import print_log
@@ -16,7 +16,7 @@ from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
-from ..common.files import write_atomically
+from ..common.files import read_json, write_atomically
 from .data import ResumableDataLoader
 from .seeding import derive_seed, seed_generators
 
@@ -38,7 +38,7 @@ class _Resumable(BaseLoop):
         cfg = self._dataloader_cfg
         if dataset is not None and isinstance(cfg, dict):
             cfg = dict(cfg, dataset=dataset)
-        different = runner._randomness_cfg.get('diff_rank_seed', False) if hasattr(runner, '_randomness_cfg') else False
+        different = getattr(runner, '_randomness_cfg', {}).get('diff_rank_seed', False)
         self._seed = runner.seed
         loader = runner.build_dataloader(cfg, seed=runner.seed, diff_rank_seed=different)
         return ResumableDataLoader(loader, runner.seed, self.endless)
@@ -58,11 +58,7 @@ class _Resumable(BaseLoop):
         return osp.join(self.runner.work_dir, 'evaluations.json')
 
     def _read_evaluations(self) -> dict[str, dict[str, float]]:
-        try:
-            with open(self._evaluations, encoding='utf-8') as file:
-                return json.load(file)
-        except (FileNotFoundError, json.JSONDecodeError):
-            return {}
+        return read_json(self._evaluations) or {}
 
     def _forget_later_evaluations(self) -> None:
         """Drops those of another run in this folder, and of iterations that are to be computed again."""
@@ -72,7 +68,9 @@ class _Resumable(BaseLoop):
 
     def _validate_if_due(self) -> None:
         """Evaluates if it is time, unless this was done before a resume; a kill may have cut it off then."""
-        if self.runner.val_loop is None or not self._is_val_due():
+        done, end = self._progress
+        is_turn = done >= self.val_begin and (done % self.val_interval == 0 or done == end)
+        if self.runner.val_loop is None or not is_turn:
             return
         is_done = [str(self._iter) in self._read_evaluations()]
         broadcast_object_list(is_done)  # other nodes may have another disk
@@ -80,14 +78,10 @@ class _Resumable(BaseLoop):
             return
         metrics = self.runner.val_loop.run()
         if is_main_process():
-            numbers = {key: float(value) for key, value in (metrics or {}).items() if _is_number(value)}
+            numbers = {key: float(value) for key, value in (metrics or {}).items() if isinstance(value, Real)}
             write_atomically(
                 self._evaluations, json.dumps({**self._read_evaluations(), str(self._iter): numbers}, indent=1)
             )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float, np.number))
 
 
 @LOOPS.register_module()
@@ -140,9 +134,9 @@ class ResumableEpochBasedTrainLoop(_Resumable, EpochBasedTrainLoop):
         self.runner.message_hub.update_info(_POSITION, position)
         super().run_iter(idx, data_batch)
 
-    def _is_val_due(self) -> bool:
-        is_turn = self._epoch % self.val_interval == 0 or self._epoch == self._max_epochs
-        return self._epoch >= self.val_begin and is_turn
+    @property
+    def _progress(self) -> tuple[int, int]:
+        return self._epoch, self._max_epochs
 
     def _find_start(self) -> int:
         """The batch of the current epoch to go on with."""
@@ -203,6 +197,6 @@ class ResumableIterBasedTrainLoop(_Resumable, IterBasedTrainLoop):
         self.runner.call_hook('after_train')
         return self.runner.model
 
-    def _is_val_due(self) -> bool:
-        is_turn = self._iter % self.val_interval == 0 or self._iter == self._max_iters
-        return self._iter >= self.val_begin and is_turn
+    @property
+    def _progress(self) -> tuple[int, int]:
+        return self._iter, self._max_iters

@@ -18,12 +18,14 @@ NAMES = (
 
 
 def trained_with(runner: Runner) -> tuple:
-    """The loop, its length, the hooks in their order, and the optimizer's groups."""
+    """The loop, its length and how it makes batches, the hooks in their order, and the optimizer's groups."""
     wrapper = runner.build_optim_wrapper(runner.cfg.optim_wrapper)
     groups = [{**group, 'params': len(group['params'])} for group in wrapper.optimizer.param_groups]
     loop = runner.train_loop
     hooks = [(type(hook).__name__, hook.priority) for hook in runner.hooks]
-    return type(loop).__name__, loop.max_epochs, loop.max_iters, loop.val_interval, hooks, groups
+    length = loop.max_epochs, loop.max_iters, loop.val_interval
+    collate = loop.dataloader.collate_fn.func  # a partial
+    return type(loop).__name__, length, collate, hooks, groups
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -41,6 +43,6 @@ def test_plain_runner_trains_as_the_tool_does(name, tmp_path):
             make_resumable(cfg)
         results.append(trained_with(Runner.from_cfg(cfg) if tool == 'plain' else build_runner(cfg)))
     assert results[0] == results[1]
-    loop, hooks = results[0][0], [hook for hook, _ in results[0][4]]
+    loop, hooks = results[0][0], [hook for hook, _ in results[0][3]]
     assert loop.startswith('Resumable')
     assert {'SafeCheckpointHook', 'PreemptionHook', 'NonFiniteHook'} <= set(hooks) and 'CheckpointHook' not in hooks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
 import os.path as osp
 import shutil
 import statistics
@@ -13,10 +14,10 @@ import time
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from s6la_mm.benchmarks.timing import PeakMemory
+from s6la_mm.checkpoint.matching import shortened
 from s6la_mm.checkpoint.reading import weights_only
 from s6la_mm.common.cli import add_cfg_options, clear_errors, load_config
 from s6la_mm.common.configs import without_downloads
@@ -40,31 +41,6 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-class Watch(Hook):
-    """Times the iterations and looks for losses that are not finite and parameters without a gradient."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self.losses: list[float] = []
-        self.unused: set[str] | None = None
-
-    def before_train(self, runner) -> None:
-        """Notes which parameters get a gradient; after a step they are set to None again."""
-        named = {name: p for name, p in runner.model.named_parameters() if p.requires_grad}
-        self.unused = set(named)
-        for name, parameter in named.items():
-            parameter.register_hook(lambda grad, name=name: self.unused.discard(name))
-
-    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
-        """Starts the watch."""
-        self._start = time.perf_counter()
-
-    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """Stops it."""
-        self.losses.append(float(outputs['loss'].detach()))  # waits for the device
-        self.seconds.append(time.perf_counter() - self._start)
-
-
 def shorten(cfg: Config, work_dir: str, random_weights: bool) -> Config:
     """The config with some iterations and one checkpoint in another folder.
 
@@ -82,6 +58,7 @@ def shorten(cfg: Config, work_dir: str, random_weights: bool) -> Config:
     cfg.default_hooks.update(
         checkpoint=dict(type='SafeCheckpointHook', by_epoch=False, interval=STEPS),
         logger=dict(type='LoggerHook', interval=STEPS),
+        timer=dict(type='IterTimerHook'),
     )
     cfg.log_processor = dict(by_epoch=False)
     cfg.log_level = 'ERROR'
@@ -94,26 +71,34 @@ def shorten(cfg: Config, work_dir: str, random_weights: bool) -> Config:
     return cfg
 
 
-def try_training(cfg: Config) -> tuple[Runner, Watch, float]:
+def try_training(cfg: Config) -> tuple[Runner, set[str], float]:
     """Trains some steps.
 
     Args:
         cfg (Config): From :func:`shorten`.
 
     Returns:
-        tuple[Runner, Watch, float]: The runner, what the iterations gave, and the peak memory in bytes.
+        tuple[Runner, set[str], float]: The runner, the parameters that got no gradient, and the peak memory in bytes.
 
     Raises:
         UsageError: If a loss is not finite.
     """
-    watch = Watch()
     with PeakMemory(get_device()) as peak:
         runner = build_runner(cfg)
-        runner.register_hook(watch)
+        learning = {name: p for name, p in runner.model.named_parameters() if p.requires_grad}
+        unused = set(learning)
+        for name, parameter in learning.items():
+            parameter.register_hook(lambda grad, name=name: unused.discard(name))
         runner.train()
-    if not all(map(torch.isfinite, torch.tensor(watch.losses))):
-        raise UsageError(f'losses of the first {STEPS} iterations: {watch.losses}: lower the learning rate')
-    return runner, watch, peak.bytes
+    losses = history(runner, 'loss')
+    if not all(map(math.isfinite, losses)):
+        raise UsageError(f'losses of the first {STEPS} iterations: {losses}: lower the learning rate')
+    return runner, unused, peak.bytes
+
+
+def history(runner: Runner, name: str) -> list[float]:
+    """What the runner has logged of each iteration."""
+    return runner.message_hub.get_scalar(f'train/{name}').data[0].tolist()
 
 
 def check_round_trip(cfg: Config, runner: Runner) -> int:
@@ -137,7 +122,7 @@ def check_round_trip(cfg: Config, runner: Runner) -> int:
     wanted, there = runner.model.state_dict(), again.model.state_dict()
     different = [name for name in wanted if not torch.equal(wanted[name], there[name])]
     if different:
-        raise UsageError(f'saved and loaded, {len(different)} tensors are not the same: {", ".join(different[:3])}')
+        raise UsageError(f'saved and loaded, {len(different)} tensors are not the same: {shortened(different, 3)}')
     return osp.getsize(path)
 
 
@@ -168,29 +153,28 @@ def main() -> None:
     with clear_errors(full), tempfile.TemporaryDirectory() as folder:
         cfg = shorten(full, folder, args.random_weights)
         with weights_only():  # of a load_from
-            runner, watch, peak = try_training(cfg)
-        print(f'trained    {STEPS} iterations, losses {", ".join(f"{loss:.3f}" for loss in watch.losses)}')
+            runner, unused, peak = try_training(cfg)
+        print(f'trained    {STEPS} iterations, losses {", ".join(f"{loss:.3f}" for loss in history(runner, "loss"))}')
         size = check_round_trip(cfg, runner)
         print(f'saved      {size / 2**20:.1f} MiB, resumed to the bit')
         if cfg.get('val_dataloader'):
             per_image, images = predict(cfg, runner)
             print(f'predicted  {per_image:.2f} s an image; {images} images: {_duration(per_image * images)}')
-        report_cost(full, runner, watch, peak, size, args.processes)
-    if watch.unused:
-        names = sorted(watch.unused)
-        more = ', ...' if len(names) > 3 else ''
+        report_cost(full, runner, peak, size, args.processes)
+    if unused:
         raise SystemExit(
-            f'error: {len(names)} parameters got no gradient: {", ".join(names[:3])}{more}. Several processes would '
+            f'error: {len(unused)} parameters got no gradient: {shortened(sorted(unused), 3)}. Several processes would '
             'stop at them: freeze or remove them, or set find_unused_parameters=True'
         )
 
 
-def report_cost(full: Config, runner: Runner, watch: Watch, peak: float, size: int, processes: int) -> None:
+def report_cost(full: Config, runner: Runner, peak: float, size: int, processes: int) -> None:
     """Prints memory, time and disk that the whole training needs."""
     device = get_device()
     of = f' of {torch.cuda.mem_get_info()[1] / 2**30:.1f} GiB' if device == 'cuda' else ''
     print(f'memory     {peak / 2**30:.2f} GiB{of} at the peak, {device}')
-    seconds = statistics.median_high(watch.seconds[1:])
+    times = [time - data for time, data in zip(history(runner, 'time'), history(runner, 'data_time'))]
+    seconds = statistics.median_high(times[1:])
     per_epoch = max(1, len(runner.train_dataloader) // processes)
     if 'max_epochs' in full.train_cfg:
         iterations = per_epoch * full.train_cfg.max_epochs

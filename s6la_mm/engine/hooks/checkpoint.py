@@ -21,6 +21,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ...checkpoint.matching import shortened
 from ...common.errors import UsageError
 from ...common.files import complete_or_not, remove, temporary_name, write_atomically
 from ..resuming import find_last_good
@@ -236,15 +237,14 @@ def require_resumable(model: nn.Module, checkpoint: dict) -> None:
         )
     there = {name.removeprefix('module.'): tuple(t.shape) for name, t in checkpoint['state_dict'].items()}
     wanted = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    problems = []
-    for what, names in (
-        ('missing from it', [n for n in wanted if n not in there]),
-        ('unknown to the model', [n for n in there if n not in wanted]),
-        ('of another shape', [n for n in wanted if n in there and there[n] != wanted[n]]),
-    ):
-        if names:
-            more = ', ...' if len(names) > 3 else ''
-            problems.append(f'{len(names)} tensors are {what}: {", ".join(names[:3])}{more}')
+    kinds = {
+        'missing from it': wanted.keys() - there.keys(),
+        'unknown to the model': there.keys() - wanted.keys(),
+        'of another shape': {name for name in wanted.keys() & there.keys() if there[name] != wanted[name]},
+    }
+    problems = [
+        f'{len(names)} tensors are {what}: {shortened(sorted(names), 3)}' for what, names in kinds.items() if names
+    ]
     if problems:
         raise UsageError(
             f'the checkpoint to resume from is of another model: {"; ".join(problems)}. Resume with the config that '

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from typing import Any
 
 import torch
@@ -80,7 +79,7 @@ class NonFiniteHook(Hook):
         """
         scale, previous = self._loss_scale(runner), self._scale
         self._scale = scale
-        loss_is_bad = not _is_finite((outputs or {}).get('loss', 0.0))
+        loss_is_bad = not torch.as_tensor((outputs or {}).get('loss', 0.0)).isfinite().all()
         if loss_is_bad:
             self._put_back()  # at once, for a checkpoint between two steps
         # A loss that one of several processes has for itself must not stop that one alone.
@@ -179,13 +178,8 @@ def find_non_finite(model: nn.Module, data_batch: object) -> str:
     return 'All states and feature maps of the backbone are finite: it begins in the neck, the heads or the loss'
 
 
-def _is_finite(value: Any) -> bool:
-    return bool(value.isfinite().all()) if isinstance(value, Tensor) else math.isfinite(value)
-
-
 def _describe(outputs: dict | None) -> str:
-    numbers = {key: value.item() if isinstance(value, Tensor) else value for key, value in (outputs or {}).items()}
-    return ', '.join(f'{key} {number:.4g}' for key, number in numbers.items()) or 'no losses given'
+    return ', '.join(f'{key} {torch.as_tensor(value).item():.4g}' for key, value in (outputs or {}).items()) or 'no losses given'
 
 
 def _files(data_batch: object) -> str:
