@@ -179,7 +179,8 @@ def find_non_finite(model: nn.Module, data_batch: object) -> str:
 
 
 def _describe(outputs: dict | None) -> str:
-    return ', '.join(f'{key} {torch.as_tensor(value).item():.4g}' for key, value in (outputs or {}).items()) or 'no losses given'
+    numbers = {key: torch.as_tensor(value).item() for key, value in (outputs or {}).items()}
+    return ', '.join(f'{key} {number:.4g}' for key, number in numbers.items()) or 'no losses given'
 
 
 def _files(data_batch: object) -> str:
