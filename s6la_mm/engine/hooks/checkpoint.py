@@ -135,11 +135,13 @@ class SafeCheckpointHook(CheckpointHook):
 
     def _save_complete(self, runner: Runner, save: Callable, out_dir: str, filename: str, *args, **kwargs) -> None:
         """Stands in for the runner's ``save_checkpoint``: a file has its name when it is complete."""
+        if out_dir != self.out_dir:  # somebody else's, maybe on another backend
+            return save(runner, out_dir, filename, *args, **kwargs)
         path = self._join(filename)
         bad = first_non_finite(runner.model)
         if bad:
             raise UsageError(f'{path} was not written: {bad} is not finite. {_what_is_left(runner)}')
-        self._meant = {key: kwargs['meta'][key] for key in ('epoch', 'iter')}
+        self._meant = dict(kwargs.get('meta') or {})
         try:
             with complete_or_not(path, self.is_local and is_main_process()) as temporary:
                 save(runner, out_dir, osp.basename(temporary) if self.is_local else filename, *args, **kwargs)

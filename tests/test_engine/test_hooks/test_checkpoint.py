@@ -85,6 +85,14 @@ def test_only_the_last_ones_are_kept(tmp_path):
     assert all(problem_of(str(tmp_path / name)) is None for name in checkpoints(tmp_path))
 
 
+def test_saving_in_another_folder_is_left_to_the_runner(tmp_path):
+    runner = build(tmp_path / 'a')
+    runner.train()
+    runner.save_checkpoint(str(tmp_path / 'b'), 'mine.pth', save_optimizer=False)
+    assert checkpoints(tmp_path / 'b') == ['mine.pth']
+    assert torch.load(tmp_path / 'b/mine.pth', weights_only=True)['meta']['iter'] == 10  # one step further, mmengine's
+
+
 def test_the_old_one_goes_after_the_new_one_came(tmp_path, monkeypatch):
     seen = {}
     original = Runner.save_checkpoint
