@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import multiprocessing.context
+from collections.abc import Generator
+from pathlib import Path
+
 import pytest
-from _pytest.doctest import DoctestItem
+from _pytest.doctest import DoctestItem, DoctestModule
+from forked import CONTEXT, TESTS, start_server
 from mmengine.logging import MMLogger
 from once import once
 from tiny_training import describe, train_tiny
 from tool_runner import ROOT, forget_instances
 
-collect_ignore = ['tests/cuda_emulation']  # no tests: pytest would look for examples there
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file(file_path: Path) -> Generator[None, list, list]:
+    """Keeps --doctest-modules from importing what is beside the tests."""
+    collectors = yield
+    if TESTS in file_path.parents:
+        return [collector for collector in collectors if not isinstance(collector, DoctestModule)]
+    return collectors
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +36,13 @@ def fresh_start(request: pytest.FixtureRequest) -> None:
         (tmp_path / 'configs').symlink_to(ROOT / 'configs')
         request.getfixturevalue('monkeypatch').chdir(tmp_path)
         MMLogger.get_instance('examples', log_level='ERROR')  # what is logged is no output
+
+
+@pytest.fixture
+def spawned_by_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What asks multiprocessing for the start method ``'spawn'`` gets processes that have imported the packages."""
+    start_server()
+    monkeypatch.setitem(multiprocessing.context._concrete_contexts, 'spawn', CONTEXT)
 
 
 @pytest.fixture(scope='session')

@@ -7,7 +7,6 @@ signals. The server imports and computes nothing, so that it has no threads that
 from __future__ import annotations
 
 import atexit
-import multiprocessing
 import os
 import runpy
 import signal
@@ -16,19 +15,43 @@ import sys
 import time
 from collections.abc import Callable
 from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from unittest import mock
 
 from tool_runner import ROOT, environment, path_of
 
-CONTEXT = multiprocessing.get_context('forkserver')
 TESTS = Path(__file__).parent
+
+
+class Process(ForkServerProcess):
+    """One with the environment of the process that starts it, as a spawned one has; without it, the server's."""
+
+    def start(self) -> None:
+        self._environment = dict(os.environ)
+        super().start()
+
+    def run(self) -> None:
+        os.environ.clear()
+        os.environ.update(self._environment)
+        super().run()
+
+
+class Context(ForkServerContext):
+    """That of the start method ``'forkserver'``."""
+
+    Process = Process
+
+
+CONTEXT = Context()
 
 
 def start_server() -> None:
     """Starts the server, if it does not run yet: ``multiprocessing``'s, for its start method ``'forkserver'``."""
     CONTEXT.set_forkserver_preload(['forked_imports'])
-    with mock.patch.dict(os.environ, environment(PYTHONPATH=os.pathsep.join([str(ROOT), str(TESTS)]))):
+    # As s6la_mm.benchmarks.timing asks of the processes in which it measures memory.
+    env = environment(PYTHONPATH=os.pathsep.join([str(ROOT), str(TESTS)]), MALLOC_MMAP_THRESHOLD_='131072')
+    with mock.patch.dict(os.environ, env):
         forkserver.ensure_running()
 
 
@@ -39,10 +62,10 @@ class Forked:
         start_server()
         self.log = log
         script, *args = (str(part) for part in command)
-        arguments = (str(path_of(script)), args, environment(**env), str(log))
-        self.process = CONTEXT.Process(target=_run, args=arguments)
         log.touch()
-        self.process.start()
+        self.process = CONTEXT.Process(target=_run, args=(str(path_of(script)), args, str(log)))
+        with mock.patch.dict(os.environ, environment(**env)):
+            self.process.start()
 
     @property
     def output(self) -> str:
@@ -98,7 +121,7 @@ def run_ranks(count: int, *command: object, folder: Path, **env: str) -> str:
     return ranks[0].output
 
 
-def _run(script: str, args: list[str], env: dict[str, str], log: str) -> None:
+def _run(script: str, args: list[str], log: str) -> None:
     """In the new process."""
     os.setsid()
     file = os.open(log, os.O_WRONLY | os.O_APPEND)
@@ -106,8 +129,6 @@ def _run(script: str, args: list[str], env: dict[str, str], log: str) -> None:
     os.dup2(file, 2)
     sys.stdout = os.fdopen(1, 'w', buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, 'w', buffering=1, closefd=False)
-    os.environ.clear()
-    os.environ.update(env)
     sys.argv = [script, *args]
     try:
         if script == '-c':

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import os
 from types import SimpleNamespace
 
@@ -89,13 +88,3 @@ def test_child_reports_its_end():
     with pytest.raises(RuntimeError, match='the process of _exit died'):
         run_in_child(os._exit, 3)
     assert 'MALLOC_MMAP_THRESHOLD_' not in os.environ
-
-
-def run_examples() -> doctest.TestResults:
-    return doctest.testmod(benchmark)
-
-
-def test_examples():
-    """In a process of its own, as one of them measures memory."""
-    results = run_in_child(run_examples)
-    assert results.attempted > 0 and results.failed == 0

@@ -8,6 +8,7 @@ import re
 import pytest
 from tool_runner import ROOT, call, check
 
+pytestmark = pytest.mark.usefixtures('spawned_by_fork')
 TOOL = 'benchmarks/distributed.py'
 QUICKSTART = ROOT / 'configs/quickstart/retinanet_s6la-r18_shapes.py'
 TINY = '--shape 64 64 --iterations 2 --batch 2 --cores 1 --device cpu --json'.split()
