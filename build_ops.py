@@ -250,6 +250,8 @@ def make_extension(plan: Plan, facts: Facts) -> Any:
 
     cpp = [path for path in sources('*.cpp') if plan.archs or '/cuda/' not in path]
     settings = dict(
+        # All that it has of Python is a module's entry, in the limited API: one file for every Python from 3.10 on.
+        py_limited_api=True,
         include_dirs=[facts.mmcv],
         # Without ninja, setuptools decides by these files whether to compile again.
         depends=[path for pattern in ('*.h', '*.hpp', '*.cuh') for path in sources(pattern)],
@@ -284,4 +286,8 @@ def setup_arguments() -> dict[str, Any]:
         return {}
     from torch.utils.cpp_extension import BuildExtension
 
-    return dict(ext_modules=[make_extension(plan, facts)], cmdclass={'build_ext': BuildExtension})
+    return dict(
+        ext_modules=[make_extension(plan, facts)],
+        cmdclass={'build_ext': BuildExtension},
+        options={'bdist_wheel': {'py_limited_api': 'cp310'}},
+    )

@@ -14,13 +14,14 @@ ROOT = Path(__file__).resolve().parent
 # Hard requirements have one distribution name wherever they come from. The OpenMMLab packages do not: the
 # originals (mmcv, mmdet, ...) and their maintained forks (onedl-mmcv, onedl-mmdetection, ...) give the same
 # import names, so naming one here would pull it in on top of the other. s6la_mm/environment.py looks at what
-# can be imported instead. torch 2.6 is the first whose safe globals take names (s6la_mm/checkpoint).
-INSTALL_REQUIRES = ['torch>=2.6', 'torchvision', 'numpy', 'matplotlib', 'pycocotools']
+# can be imported instead. No bound here is narrower than what the package runs with, so that installing changes nothing
+# that is there. mmcv does not compile with torch 2.14.
+INSTALL_REQUIRES = ['torch>=2.1,<2.14', 'torchvision', 'numpy', 'matplotlib', 'pycocotools']
 
 # The extras name the originals. mmcv is in none of them: pip alone would install it without its compiled ops
 # (requirements/mmcv.txt has the command that compiles them). setuptools 82 removed pkg_resources, which the
 # originals import.
-MMDET = ['mmengine>=0.10.3,<1', 'mmdet>=3.3,<3.4', 'setuptools<82']
+MMDET = ['mmengine>=0.10.3,<1', 'mmdet>=3.1,<3.4', 'setuptools<82']
 MMSEG = [*MMDET, 'mmsegmentation>=1.2,<1.3', 'ftfy', 'regex']
 MMPRETRAIN = [*MMDET, 'mmpretrain>=1.2,<1.3', 'importlib_metadata']
 TESTS = ['pytest', 'onnx', 'onnxruntime', 'onnxscript', 'timm', 'safetensors']
@@ -55,7 +56,11 @@ setup(
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
     packages=find_packages(include=['s6la_mm', 's6la_mm.*']),
-    python_requires='>=3.9',
+    # Links to folders of the repository, where mim and mmengine look for configs and tools; a wheel has copies, without
+    # the scripts that set up a clone.
+    package_data={'s6la_mm': ['.mim/model-index.yml', '.mim/configs/**/*', '.mim/tools/**/*']},
+    exclude_package_data={'s6la_mm': [f'.mim/tools/{name}.sh' for name in ('setup_env', 'run_tests', 'quickstart')]},
+    python_requires='>=3.10',
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS,
     zip_safe=False,

@@ -40,7 +40,7 @@ def describe_extension() -> dict[str, str]:
     if not devices:
         return {
             's6la_mm op': f'plain PyTorch, since {extension.load_error()}',
-            'To compile it': extension.BUILD_COMMAND,
+            'To compile it': extension.build_command(),
         }
     build = extension.build_info()
     info = {
@@ -53,7 +53,7 @@ def describe_extension() -> dict[str, str]:
     else:
         info['CUDA kernels'] = 'not compiled'
         if torch.version.cuda:
-            info['To compile them'] = f'FORCE_CUDA=1 {extension.BUILD_COMMAND}'
+            info['To compile them'] = f'FORCE_CUDA=1 {extension.build_command()}'
     return info
 
 

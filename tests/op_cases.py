@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from s6la_mm.compat import TORCH
 from s6la_mm.ops import reference
-from s6la_mm.ops.extension import BUILD_COMMAND, compiled_devices
+from s6la_mm.ops.extension import build_command, compiled_devices
 from s6la_mm.testing import DEVICES, EPS, sample_inputs
 
 Inputs = dict[str, Tensor]  # the op's tensors by name
@@ -30,11 +31,16 @@ OP_DEVICES = [
     pytest.param(
         device,
         marks=pytest.mark.skipif(
-            device not in compiled_devices(), reason=f'no {device} kernels are compiled: {BUILD_COMMAND}'
+            device not in compiled_devices(), reason=f'no {device} kernels are compiled: {build_command()}'
         ),
     )
     for device in DEVICES
 ]
+
+
+def since(major: int, minor: int, what: str) -> pytest.MarkDecorator:
+    """Skips what an older torch cannot do."""
+    return pytest.mark.skipif(TORCH < (major, minor), reason=f'needs torch {major}.{minor} or newer: {what}')
 
 
 def scan(inputs: Inputs, dt_softplus=False, zoh=False, return_states=False, norm_eps=None) -> Tensor:
@@ -250,10 +256,11 @@ def poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     try:
         with contextlib.ExitStack() as stack:
-            filled = torch.utils.deterministic.fill_uninitialized_memory
-            stack.callback(setattr, torch.utils.deterministic, 'fill_uninitialized_memory', filled)
-            torch.utils.deterministic.fill_uninitialized_memory = True
-            assert torch.empty(3).isnan().all()
+            if TORCH >= (2, 2):  # older ones fill nothing
+                filled = torch.utils.deterministic.fill_uninitialized_memory
+                stack.callback(setattr, torch.utils.deterministic, 'fill_uninitialized_memory', filled)
+                torch.utils.deterministic.fill_uninitialized_memory = True
+                assert torch.empty(3).isnan().all()
             yield
     finally:
         torch.use_deterministic_algorithms(before)

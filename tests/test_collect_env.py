@@ -45,7 +45,7 @@ def test_op_that_is_not_compiled(op):
     lines = collect_env.describe_extension()
     assert lines == {
         's6la_mm op': 'plain PyTorch, since it does not load: undefined symbol: _ZN2at4',
-        'To compile it': extension.BUILD_COMMAND,
+        'To compile it': extension.build_command(),
     }
 
 

@@ -15,7 +15,8 @@ from tool_runner import ROOT
 
 # From the ground: a room imports only from rooms on lower floors.
 FLOORS = (
-    ('ops', 'environment', 'version'),
+    ('compat', 'environment', 'registry', 'version'),
+    ('ops',),
     ('layers', 'necks', 'optim', 'testing'),
     ('checkpoint',),
     ('backbones',),

@@ -171,7 +171,7 @@ build_op() {
     fi
     case $(cat "$stamp" 2>/dev/null) in "$packages,"*) ;; *) rm -rf "$root"/build/temp.* ;; esac
     mkdir -p "$root/build"
-    rm -f "$stamp"
+    rm -f "$stamp" "$root"/s6la_mm/_ext*.so # one made for a single Python would be taken before the new one
     say "compiling the op, which takes a few minutes; log in $log"
     if ! (cd "$root" && PATH=$venv/bin:$PATH MAX_JOBS=${MAX_JOBS:-$(getconf _NPROCESSORS_ONLN)} \
         S6LA_WITH_OPS=1 S6LA_WITH_CUDA=$cuda "$venv/bin/python" setup.py build_ext --inplace >"$log" 2>&1); then

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
+from ..compat import flop_counter_mode, unfused_attention
 from ..layers import STATE_LAYERS
 
 
@@ -35,8 +34,8 @@ def count_flops(model: nn.Module, height: int, width: int) -> list[tuple[str, in
             tables; convolutions, matrix products and the compiled state update count, other element-wise operations
             do not.
     """
-    counter = FlopCounterMode(display=False)
-    with counter, sdpa_kernel(SDPBackend.MATH):  # the fused attention of the CPU is not counted
+    counter = flop_counter_mode(model)
+    with counter, unfused_attention():  # the fused attention of the CPU is not counted
         _run_model(model, height, width)
     # FlopCounterMode counts multiply and add, and names modules by their path below the class of the root.
     flops = {

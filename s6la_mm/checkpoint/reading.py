@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import os.path as osp
 import re
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from mmengine.runner import CheckpointLoader
 from torch import Tensor
+
+from .safe_globals import weights_only
 
 # Under which key training scripts put the weights: mmengine and timm, the authors of DeiT, Swin and PVT, DeepSpeed.
 _PARTS = ('state_dict', 'model', 'module')
@@ -113,7 +112,8 @@ def _read(source: str, map_location: str) -> Any:
             with weights_only():
                 return CheckpointLoader.load_checkpoint(source, map_location=map_location, logger='current')
         mmap = zipfile.is_zipfile(source) and map_location == 'cpu'
-        return torch.load(source, map_location=map_location, weights_only=True, mmap=mmap)
+        with weights_only():
+            return torch.load(source, map_location=map_location, mmap=mmap)
     except OSError:
         raise  # a failed download or an unreadable disk says so itself
     except Exception as error:
@@ -138,28 +138,6 @@ def _read_safetensors(source: str, map_location: str) -> dict[str, Tensor]:
         return load_file(source, device=map_location)
     except SafetensorError as error:
         raise ValueError(f'{source} cannot be loaded: it is damaged or no safetensors file ({error})') from error
-
-
-@contextmanager
-def weights_only() -> Iterator[None]:
-    """Whatever loads a checkpoint in this context, no code in it is run.
-
-    mmengine loads URLs through torch.hub, whose default is ``weights_only=False``; here it is True. torch refuses to be
-    forced both ways, so that the opposite variable has to go for the time.
-
-    Example:
-        >>> with weights_only():
-        ...     print(os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'])
-        1
-    """
-    force, forbid = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
-    before = {name: os.environ.pop(name, None) for name in (force, forbid)}
-    os.environ[force] = '1'
-    try:
-        yield
-    finally:
-        os.environ.pop(force)
-        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 def _is_small(value: object) -> bool:

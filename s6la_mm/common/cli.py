@@ -9,9 +9,12 @@ import os.path as osp
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 from mmengine.config import Config, DictAction
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.hub import get_config
 
 from .errors import UsageError
 
@@ -69,7 +72,7 @@ def load_config(
     """Read a config the way OpenMMLab's tools do.
 
     Args:
-        path (str): The config file.
+        path (str): The config file, or the name of one in a package, ``s6la_mm::mask_rcnn/...``.
         cfg_options (dict, optional): Overrides, as ``DictAction`` parses them. Defaults to None.
         work_dir (str, optional): Goes before the config's own ``work_dir``, which goes before
             ``./work_dirs/<config name>``. Defaults to None.
@@ -86,8 +89,11 @@ def load_config(
         >>> cfg.work_dir
         './work_dirs/mask-rcnn_s6la-r18_shapes'
     """
-    require_file(path, 'config')
-    cfg = Config.fromfile(path)
+    if '::' in path:
+        cfg = _config_of_package(path)
+    else:
+        require_file(path, 'config')
+        cfg = Config.fromfile(path)
     cfg.launcher = launcher
     if cfg_options:
         cfg.merge_from_dict(cfg_options)
@@ -96,6 +102,18 @@ def load_config(
     elif cfg.get('work_dir') is None:
         cfg.work_dir = osp.join('./work_dirs', osp.splitext(osp.basename(path))[0])
     return cfg
+
+
+def _config_of_package(name: str) -> Config:
+    package, _, path = name.partition('::')
+    if package not in MODULE2PACKAGE or find_spec(package) is None:  # which mmengine would install
+        raise UsageError(f'config {name}: there is no package {package!r} with configs in this environment')
+    try:
+        return get_config(name)
+    except (FileNotFoundError, ValueError):
+        raise FileNotFoundError(
+            f'config {path} is not among those of {package}: name it with its folder and .py'
+        ) from None
 
 
 def find_images(inputs: list[str]) -> list[str]:

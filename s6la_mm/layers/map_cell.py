@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from ..compat import RMSNorm, is_compiling
 from ..ops import selective_update
 from .options import require
 from .state_parameters import at_least_float32, check_cell_options, reset_state_parameters, rms_norm
@@ -96,7 +97,7 @@ class StateRead(nn.Conv2d):
         in-place forms.
         """
         plain = self.kernel_size == self.stride == (1, 1) and out.dtype == h.dtype == self.weight.dtype
-        if not plain or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if not plain or torch.is_grad_enabled() or is_compiling() or torch.jit.is_tracing():
             return False
         weight = self.weight.flatten(1)
         if out.is_contiguous():
@@ -165,7 +166,7 @@ class S6LAMapCell(BaseModule):
         self.discretization = discretization
         self.dt_range = dt_range
         self.in_proj = nn.Conv2d(in_channels, state_dim, 1, bias=False)
-        self.input_norm = nn.RMSNorm(state_dim, eps=1e-6) if input_norm == 'rms' else None
+        self.input_norm = RMSNorm(state_dim, eps=1e-6) if input_norm == 'rms' else None
         self.dt_proj = nn.Conv2d(state_dim, state_dim, 1, bias=False)
         self.B_proj = nn.Conv2d(state_dim, state_dim, 1, bias=False)
         self.A_log = nn.Parameter(torch.empty(state_dim))

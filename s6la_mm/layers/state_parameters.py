@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from .. import compat
 from ..ops import DISCRETIZATIONS
 from .options import is_positive, require
 
@@ -42,12 +42,12 @@ def reset_state_parameters(A_log: Tensor, dt_bias: Tensor, dt_range: tuple[float
     dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
 
 
-def rms_norm(norm: nn.RMSNorm, u: Tensor) -> Tensor:
+def rms_norm(norm: compat.RMSNorm, u: Tensor) -> Tensor:
     """``norm`` over the last axis of ``u``, in float32 at least: its mean of squares needs that."""
     u = at_least_float32(u)
-    return F.rms_norm(u, norm.normalized_shape, norm.weight.to(u.dtype), norm.eps)
+    return compat.rms_norm(u, norm.normalized_shape, norm.weight.to(u.dtype), norm.eps)
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Casts half types to float32."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from ..compat import RMSNorm, is_autocast_enabled
 from ..ops import selective_update
 from .state_parameters import at_least_float32, check_cell_options, reset_state_parameters, rms_norm
 
@@ -60,7 +61,7 @@ class S6LATokenCell(BaseModule):
         check_cell_options(state_dim, discretization, input_norm, dt_range)
         self.discretization = discretization
         self.dt_range = dt_range
-        self.input_norm = nn.RMSNorm(channels, eps=1e-6) if input_norm == 'rms' else None
+        self.input_norm = RMSNorm(channels, eps=1e-6) if input_norm == 'rms' else None
         self.dt_proj = nn.Linear(channels, channels, bias=False)
         self.B_proj = nn.Linear(channels, state_dim, bias=False)
         self.A_log = nn.Parameter(torch.empty(channels, state_dim))
@@ -180,7 +181,7 @@ class StateCarry(nn.Linear):
 
     def forward(self, h: Tensor) -> Tensor:
         """Maps the state (batch, D, N) to (batch, D', N), in its own dtype under autocast too."""
-        if h.device.type != 'meta' and torch.is_autocast_enabled(h.device.type):  # which knows no meta device
+        if h.device.type != 'meta' and is_autocast_enabled(h.device.type):  # which knows no meta device
             with torch.autocast(h.device.type, enabled=False):
                 return torch.matmul(self.weight.to(h.dtype), h)
         return torch.matmul(self.weight, h).to(h.dtype)

@@ -38,7 +38,9 @@ def check_arguments(
         TypeError: If an argument is not a dense tensor of a supported floating-point type.
         ValueError: If a shape or a device does not fit; the message names the argument, what it is, what fits.
     """
-    tensors = {state: h, 'x': x, 'dt': dt, 'A': A, 'B': B} | ({} if dt_bias is None else dict(dt_bias=dt_bias))
+    tensors = {state: h, 'x': x, 'dt': dt, 'A': A, 'B': B}
+    if dt_bias is not None:
+        tensors['dt_bias'] = dt_bias
     check_tensors(**tensors)
     if A.dim() not in (1, 2):
         raise ValueError(f'A must be (N,) for maps or (D, N) for tokens, got shape {tuple(A.shape)}')
@@ -50,7 +52,8 @@ def check_arguments(
         if h.dim() < 2 or h.shape[1] != A.shape[0]:
             raise ValueError(f'{state} must be (batch, {A.shape[0]}, *space) to fit A, got {tuple(h.shape)}')
         expected = dict(x=h.shape, dt=h.shape, B=h.shape)
-    expected = {name: (*depth, *shape) for name, shape in expected.items()} | dict(dt_bias=A.shape[:1])
+    expected = {name: (*depth, *shape) for name, shape in expected.items()}
+    expected['dt_bias'] = A.shape[:1]
     for name, tensor in tensors.items():
         if tensor.device != h.device:
             raise ValueError(f'{name} is on {tensor.device}, but the state is on {h.device}: move it there')

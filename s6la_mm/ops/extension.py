@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import shlex
 import warnings
+from pathlib import Path
 
 import torch
 
-BUILD_COMMAND = 'S6LA_WITH_OPS=1 pip install --no-build-isolation --no-deps -e . (in the folder of s6la_mm)'
+from ..version import __version__
 
 
 def _load() -> tuple[frozenset[str], str | None]:
@@ -19,6 +21,9 @@ def _load() -> tuple[frozenset[str], str | None]:
         return frozenset(), 'it has not been compiled'
     except (ImportError, OSError) as error:  # compiled for another torch or Python
         return frozenset(), f'it does not load: {error}'
+    built_for = json.loads(torch.ops.s6la_mm.build_info())['torch']
+    if not torch.__version__.startswith(built_for.rpartition('.')[0] + '.'):
+        return frozenset(), f'it was compiled for torch {built_for}, and this is {torch.__version__}'
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     devices = {'cpu': 'CPU', 'cuda': 'CUDA'}
     return frozenset(d for d, key in devices.items() if has_kernel('s6la_mm::selective_scan', key)), None
@@ -47,6 +52,30 @@ def build_info() -> dict[str, str | None]:
 
 
 @functools.cache
+def build_command() -> str:
+    """The command that compiles the op, for the way in which the package was installed."""
+    command = 'S6LA_WITH_OPS=1 pip install --no-build-isolation --no-deps '
+    clone = Path(__file__).parents[2]
+    if (clone / 'setup.py').is_file():
+        return f'{command}-e {shlex.quote(str(clone))}'
+    from importlib import metadata  # slow, and asked at most once
+
+    try:
+        source = json.loads(metadata.distribution('s6la_mm').read_text('direct_url.json') or '{}')
+    except metadata.PackageNotFoundError:
+        source = {}
+    url, vcs = source.get('url', ''), source.get('vcs_info')
+    if vcs:
+        target = shlex.quote(f'{vcs["vcs"]}+{url}@{vcs["commit_id"]}')
+    elif url and not url.endswith('.whl'):
+        target = shlex.quote(url)
+    else:  # a wheel, of an index or a file: its sources are in the index's archive
+        target = f'--no-binary s6la_mm s6la_mm=={__version__}'
+    # Without the cache, in which pip keeps what it built without the op.
+    return f'{command}--force-reinstall --no-cache-dir {target}'
+
+
+@functools.cache
 def warn_not_compiled(device: str) -> None:
     """Says once per device type that the op runs in plain PyTorch there, and how to build it."""
     if load_error():
@@ -57,6 +86,6 @@ def warn_not_compiled(device: str) -> None:
         reason = f'its compiled op has no kernels for {device}'
     warnings.warn(
         f's6la_mm updates its state in plain PyTorch on {device}, which is slower and takes more memory; {reason}. '
-        f'Build it with: {BUILD_COMMAND}',
+        f'Build it with: {build_command()}',
         stacklevel=3,
     )

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
+from ..compat import register_autograd, register_fake, register_flop_formula
 from . import reference
 from .checks import check_arguments, check_gradient, check_norm
 
@@ -32,7 +32,7 @@ def _empty(like: Tensor, shape: tuple[int, ...], channel: int | None) -> Tensor:
     return like.new_empty((*shape[:channel], *shape[channel + 1 :], shape[channel])).movedim(-1, channel)
 
 
-@torch.library.register_fake(_OP)
+@register_fake(_OP)
 def _fake(x, dt, A, B, h0, dt_bias, dt_softplus, zoh, return_states, norm_eps):
     check_arguments(h0, x, dt, A, B, dt_bias, depth=x.shape[:1], state='h0')
     check_norm(norm_eps, x, A)
@@ -41,7 +41,7 @@ def _fake(x, dt, A, B, h0, dt_bias, dt_softplus, zoh, return_states, norm_eps):
     return _empty(h0, shape, leading + 1 if _channels_inner(x, A) else None)
 
 
-@torch.library.register_fake(_BACKWARD)
+@register_fake(_BACKWARD)
 def _fake_backward(grad, x, dt, A, B, h0, dt_bias, dt_softplus, zoh, return_states, norm_eps, output_mask):
     check_arguments(h0, x, dt, A, B, dt_bias, depth=x.shape[:1], state='h0')
     check_norm(norm_eps, x, A)
@@ -84,7 +84,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (*(tensor if need else None for tensor, need in zip(grads, needed)), None, None, None, None)
 
 
-torch.library.register_autograd(_OP, _backward, setup_context=_setup_context)
+register_autograd(_OP, _backward, setup_context=_setup_context)
 
 # Under autocast the op takes its arguments as they come: it calculates in float32 whatever their types, so neither
 # casting up (traffic) nor casting down (the state would lose what depth adds to it) would gain anything.

@@ -23,6 +23,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..compat import is_compiling, is_exporting
 from . import extension, reference
 from .checks import DISCRETIZATIONS, check_arguments, check_tensors
 
@@ -139,9 +140,6 @@ def _is_zoh(discretization: str) -> bool:
     return discretization == 'zoh'
 
 
-_is_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)  # torch 2.6 has none
-
-
 def _scan(
     x: Tensor,
     dt: Tensor,
@@ -157,9 +155,9 @@ def _scan(
     """The compiled op where the state's device has kernels; elsewhere, and in what is exported, plain PyTorch."""
     arguments = (x, dt, A, B, h0, dt_bias, dt_softplus, zoh, return_states, norm_eps)
     # Nobody who runs an exported graph can be expected to have the op.
-    if not (_is_exporting() or torch.jit.is_tracing()):
+    if not (is_exporting() or torch.jit.is_tracing()):
         if h0.device.type in extension.compiled_devices():
             return torch.ops.s6la_mm.selective_scan(*arguments)
-        if h0.device.type != 'meta' and not torch.compiler.is_compiling():
+        if h0.device.type != 'meta' and not is_compiling():
             extension.warn_not_compiled(h0.device.type)
     return reference.scan(*arguments)

@@ -10,7 +10,7 @@ from forked import Forked
 from mmdet.models.backbones import ResNet
 from mmengine.model import BaseModule
 from torch import nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from s6la_mm.backbones import S6LAResNet
 from s6la_mm.layers import S6LAMapCell, StateRead
@@ -168,7 +168,7 @@ def test_frozen_stages_need_no_graph(frozen_stages, with_cp, stage_with_state):
     with_graph = []
 
     def note(module, args, out):
-        if any(getattr(leaf, 'requires_grad', False) for leaf in tree_leaves((args, out))):
+        if any(getattr(leaf, 'requires_grad', False) for leaf in tree_flatten((args, out))[0]):
             with_graph.append(module)
 
     for stage in range(1, frozen_stages + 1):

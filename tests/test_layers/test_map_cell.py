@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from mmengine.model import BaseModule, Sequential
+from op_cases import since
 from torch import nn
 from torch.nn.utils import prune
 
@@ -13,6 +14,7 @@ from s6la_mm.layers import S6LAMapCell, StateRead, pool_state
 from s6la_mm.ops import DISCRETIZATIONS
 from s6la_mm.testing import EPS, oracle_update
 
+HALF_CELLS = [pytest.param(torch.float16, marks=since(2, 4, 'float16 layers on the CPU')), torch.bfloat16]
 INPUT_NORMS = ['rms', None]
 KAIMING = [
     dict(type='Kaiming', layer='Conv2d'),
@@ -86,7 +88,7 @@ def test_float64_cell_computes_in_float64(discretization, input_norm):
     torch.testing.assert_close(actual, oracle_cell(cell, x, h), rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('dtype', HALF_CELLS)
 @pytest.mark.parametrize('input_norm', INPUT_NORMS)
 def test_half_cell(dtype, input_norm):
     """A model cast as a whole (``model.half()``), without autocast."""

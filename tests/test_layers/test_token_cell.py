@@ -5,12 +5,14 @@ import math
 import pytest
 import torch
 from mmengine.model import BaseModule, Sequential
+from op_cases import since
 from torch import nn
 
 from s6la_mm.layers import S6LATokenCell, StateCarry, TokenRead, summary_token
 from s6la_mm.ops import DISCRETIZATIONS
 from s6la_mm.testing import EPS, oracle_update
 
+HALF_CELLS = [pytest.param(torch.float16, marks=since(2, 4, 'float16 layers on the CPU')), torch.bfloat16]
 INPUT_NORMS = ['rms', None]
 
 
@@ -58,7 +60,7 @@ def test_cell_equals_oracle(discretization, input_norm, dtype):
     torch.testing.assert_close(actual.double(), oracle_cell(cell, o, h), rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('dtype', HALF_CELLS)
 @pytest.mark.parametrize('input_norm', INPUT_NORMS)
 def test_half_cell_and_read(dtype, input_norm):
     """A model cast as a whole (``model.half()``), without autocast."""

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from op_cases import random_like
+from op_cases import random_like, since
 from torch import nn
 
 from s6la_mm.backbones import S6LAResNet
@@ -51,6 +51,9 @@ def operators(program):
     return {str(node.target) for node in program.graph.nodes if node.op == 'call_function'}
 
 
+EXPORTS = since(2, 7, 'torch.compiler.is_exporting, by which the op stays out of what is exported')
+
+
 def as_tuple(outputs):
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
@@ -66,6 +69,7 @@ def assert_same(actual, expected, tolerance=1e-5):
     ('layout', 'scan', 'discretization'),
     [('map', False, 'euler'), ('map', True, 'zoh'), ('token', False, 'zoh'), ('token', True, 'euler')],
 )
+@EXPORTS
 def test_export_of_the_functions(layout, scan, discretization):
     model, inputs = function_case(layout, scan, discretization)
     program = torch.export.export(model, inputs)
@@ -74,6 +78,7 @@ def test_export_of_the_functions(layout, scan, discretization):
     assert_same(program.module()(*inputs), model(*inputs))
 
 
+@EXPORTS
 def test_export_with_dynamic_axes():
     cell = S6LAMapCell(in_channels=6, state_dim=4).eval()
     batch, height = torch.export.Dim('batch'), torch.export.Dim('height')
@@ -84,6 +89,7 @@ def test_export_with_dynamic_axes():
     assert_same(program.module()(*inputs), cell(*inputs))
 
 
+@EXPORTS
 def test_export_of_the_backbone():
     model, inputs = backbone_case()
     program = torch.export.export(model, inputs)
@@ -96,6 +102,7 @@ def test_export_of_the_backbone():
     assert_same(torch.export.load(saved).module()(*inputs), model(*inputs))
 
 
+@EXPORTS
 def test_export_leaves_the_op_in_use(monkeypatch):
     """The choice of the formula ends with the export."""
     from op_cases import OP_DEVICES

@@ -300,7 +300,7 @@ def test_instruction_sets_agree(device, tmp_path):
         run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         assert run.returncode == 0, run.stderr[-2000:]
         results[isa] = torch.load(tmp_path / isa)
-        assert results[isa].pop('capability').lower() == isa
+        assert results[isa].pop('capability').lower().replace('no avx', 'default') == isa  # its name before torch 2.2
     for name, args, options in cases:
         inputs = dict(zip(NAMES, args))
         options = dict(zip(('dt_softplus', 'zoh', 'return_states', 'norm_eps'), options))

@@ -21,6 +21,7 @@ from op_cases import (
     reference_scan,
     scan,
     scan_backward,
+    since,
     threads,
     views,
 )
@@ -212,6 +213,7 @@ def test_public_function(device, layout, discretization, norm_eps):
 
 
 @MAPS
+@since(2, 4, 'torch.library.opcheck')
 def test_opcheck_and_fake_results(device, memory):
     inputs = case(memory, device=device, size=(3, 5), state_dim=4)
     tensors = [t.requires_grad_() for t in (inputs[name] for name in NAMES)]

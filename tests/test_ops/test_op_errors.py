@@ -20,6 +20,7 @@ from op_cases import (
 )
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from s6la_mm.compat import TORCH
 from s6la_mm.ops import selective_scan, selective_update
 from s6la_mm.testing import LAYOUTS, sample_inputs
 
@@ -69,6 +70,13 @@ def changed(inputs, change):
     return inputs | new
 
 
+def refused_by_fakes(error, message):
+    """Fake tensors of torch below 2.4 look at the devices before the op does, and say it in their own words."""
+    if TORCH < (2, 4) and 'on meta' in message:
+        return (error, RuntimeError), f'{message}|two different devices'
+    return error, message
+
+
 def faked(tensors):
     mode = FakeTensorMode()
     return {name: mode.from_tensor(t) for name, t in tensors.items()}
@@ -85,6 +93,7 @@ def test_wrong_arguments(device, layout, name, fake):
     if fake:
         wrong = faked(wrong | dict(grad=grad))
         grad = wrong.pop('grad')
+        error, message = refused_by_fakes(error, message)
     with pytest.raises(error, match=message):
         scan(wrong)
     with pytest.raises(error, match=message):
@@ -100,7 +109,9 @@ def test_wrong_gradients(device, layout, name, fake):
     change, error, message = WRONG_GRADIENTS[name]
     inputs = sample_inputs(layout, depth=3, device=device)
     tensors = inputs | dict(grad=change(torch.zeros_like(inputs['h0'])))
-    tensors = faked(tensors) if fake else tensors
+    if fake:
+        tensors = faked(tensors)
+        error, message = refused_by_fakes(error, message)
     with pytest.raises(error, match=message):
         scan_backward(tensors.pop('grad'), tensors, wanted=['x'])
 
@@ -213,6 +224,8 @@ def test_random_arguments(device, seed):
             described = {n: (tuple(t.shape), t.dtype, t.device.type) for n, t in inputs.items()} | options
             real, error = attempt(lambda: call(inputs))  # noqa: B023
             fake, fake_error = attempt(lambda: call(faked(inputs)))  # noqa: B023
+            if TORCH < (2, 4) and 'two different devices' in str(fake_error):  # see refused_by_fakes
+                fake_error = error
             assert (error is None) == (fake_error is None), f'{described}: {error!r}, fake tensors: {fake_error!r}'
             if error is not None:
                 for raised in (error, fake_error):

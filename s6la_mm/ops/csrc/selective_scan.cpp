@@ -4,6 +4,9 @@
 // with torch.library, whose fake kernels, autograd and autocast rules are in ../library.py.
 #include "selective_scan.h"
 
+#ifndef Py_LIMITED_API
+#define Py_LIMITED_API 0x030A0000
+#endif
 #include <Python.h>
 #include <torch/library.h>
 #include <torch/version.h>
@@ -203,6 +206,13 @@ SixTensors selective_scan_backward(const Tensor& grad, const Tensor& x, const Te
           finish(results.bias, dt_bias.has_value() ? *dt_bias : A, 0, false)};
 }
 
+// torch.compile may trace the operators. Before 2.2 torch does not ask, and knows no such tag.
+#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 2
+#define S6LA_TAGS {at::Tag::pt2_compliant_tag}
+#else
+#define S6LA_TAGS {}
+#endif
+
 #define S6LA_STRING_OF(value) #value
 #define S6LA_STRING(value) S6LA_STRING_OF(value)
 
@@ -232,12 +242,12 @@ TORCH_LIBRARY(s6la_mm, m) {
   m.def(
       "selective_scan(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor h0, Tensor? dt_bias, bool dt_softplus, bool zoh, "
       "bool return_states, float? norm_eps) -> Tensor",
-      {at::Tag::pt2_compliant_tag});
+      S6LA_TAGS);
   m.def(
       "selective_scan_backward(Tensor grad, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor h0, Tensor? dt_bias, "
       "bool dt_softplus, bool zoh, bool return_states, float? norm_eps, bool[6] output_mask) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-      {at::Tag::pt2_compliant_tag});
+      S6LA_TAGS);
   m.def("build_info() -> str", &s6la::build_info);
 }
 

@@ -98,7 +98,7 @@ void launch_pixels_inner(const Problem& p, MapGradients out, const Tensor& like_
            out, pieces);
   }
   if (!sums.defined()) return;
-  const Tensor totals = sums.sum({0, 2});
+  const Tensor totals = sums.sum(at::IntArrayRef({0, 2}));
   if (results.A.has_value()) results.A->copy_(totals.select(1, 0));
   if (results.bias.has_value()) results.bias->copy_(totals.select(1, 1));
 }

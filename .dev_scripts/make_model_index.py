@@ -1,0 +1,87 @@
+#!/usr/bin/env python
+"""Writes model-index.yml and the metafile of each config folder, by which `mim` and mmengine find configs by name.
+
+They say what a config trains and on what. Results and weights are added by hand where a training has finished: entries
+that are there are kept.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+PAPER = 'https://arxiv.org/abs/2502.10463'
+DATA = dict(
+    coco='COCO',
+    ade20k='ADE20K',
+    in1k='ImageNet-1k',
+    camvid='CamVid',
+    shapes='Generated shapes',
+)
+TASKS = {
+    'ade20k': 'Semantic Segmentation',
+    'camvid': 'Semantic Segmentation',
+    'in1k': 'Image Classification',
+}
+METHODS = dict(
+    cascade_rcnn='Cascade Mask R-CNN',
+    deeplabv3plus='DeepLabV3+',
+    faster_rcnn='Faster R-CNN',
+    fcn='FCN',
+    imagenet='Classification',
+    mask_rcnn='Mask R-CNN',
+    quickstart='Quickstart',
+    retinanet='RetinaNet',
+    sem_fpn='Semantic FPN',
+    upernet='UPerNet',
+)
+
+
+def metafile(folder: str, before: dict) -> dict:
+    """The content of a folder's metafile.
+
+    Args:
+        folder (str): Name below configs.
+        before (dict): The content so far, whose results and weights stay.
+
+    Returns:
+        dict: For yaml.
+    """
+    known = {model['Name']: model for model in before.get('Models', [])}
+    collection = f'S6LA {METHODS[folder]}'
+    models = []
+    for path in sorted((ROOT / 'configs' / folder).glob('*.py')):
+        data = next(key for key in DATA if key in path.stem)
+        old = known.get(path.stem, {})
+        models.append(
+            {
+                'Name': path.stem,
+                'In Collection': collection,
+                'Config': f'configs/{folder}/{path.name}',
+                'Metadata': {'Training Data': DATA[data], 'Task': TASKS.get(data, 'Object Detection')},
+                **{key: old[key] for key in ('Results', 'Weights') if key in old},
+            }
+        )
+    return dict(Collections=[dict(Name=collection, Paper=PAPER, README='docs/model_zoo.md')], Models=models)
+
+
+def index() -> dict[str, dict]:
+    """All files, by their paths from the root of the repository."""
+    files = {}
+    for folder in METHODS:
+        path = f'configs/{folder}/metafile.yml'
+        before = (ROOT / path).read_text(encoding='utf-8') if (ROOT / path).is_file() else '{}'
+        files[path] = metafile(folder, yaml.safe_load(before))
+    return {'model-index.yml': dict(Import=list(files)), **files}
+
+
+def main() -> None:
+    """Writes the files."""
+    for path, content in index().items():
+        (ROOT / path).write_text(yaml.safe_dump(content, sort_keys=False), encoding='utf-8')
+
+
+if __name__ == '__main__':
+    main()
