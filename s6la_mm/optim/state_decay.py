@@ -47,7 +47,7 @@ def undecayed_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class S6LAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """mmengine's default constructor, which takes no weight decay from the parameters of the state.
+    """mmengine's default constructor, but the parameters of the state have no weight decay.
 
     Everything else is as the default constructor does it, ``paramwise_cfg`` included.
 
