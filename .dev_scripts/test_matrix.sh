@@ -22,7 +22,7 @@ case $stack in
     B) pins=(-r requirements/pinned.txt) ;;
     C) pins=(torch==2.4.1 torchvision==0.19.1 "${older[@]}") mmcv=mmcv==2.2.0 ;;
     D)
-        pins=(torch==2.13.0 torchvision==0.28.0 'numpy>=2,<3' 'setuptools<82' ftfy regex importlib_metadata
+        pins=(torch===2.13.0 torchvision==0.28.0 'numpy>=2,<3' 'setuptools<82' ftfy regex importlib_metadata
             onedl-mmengine==0.10.12 onedl-mmdetection==3.5.1 onedl-mmsegmentation==1.4.2 onedl-mmpretrain==1.3.6)
         mmcv=onedl-mmcv==2.3.6
         named=(torch numpy onedl-mmcv onedl-mmdetection)

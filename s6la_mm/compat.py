@@ -21,7 +21,10 @@ TORCH = tuple(int(part) for part in torch.__version__.split('.')[:2])
 
 def _register_flop_formula(op: Any) -> Callable:
     def register(formula: Callable) -> Callable:
-        flop_counter.flop_mapping[op] = formula
+        if TORCH < (2, 2):
+            flop_counter.flop_mapping[op] = formula
+        else:  # torch's own function takes the overloads, which its counter does not ask for
+            flop_counter.flop_registry[op] = flop_counter.shape_wrapper(formula)
         return formula
 
     return register
@@ -115,9 +118,6 @@ def _never() -> bool:
 # numpy 2
 numpy_multiarray = np._core.multiarray if int(np.__version__.split('.')[0]) >= 2 else np.core.multiarray
 
-# torch 2.2
-register_flop_formula = getattr(flop_counter, 'register_flop_formula', _register_flop_formula)
-
 # torch 2.3, as unfused_attention
 is_compiling = torch.compiler.is_compiling if TORCH >= (2, 3) else torch._utils.is_compiling
 
@@ -130,6 +130,7 @@ rms_norm = getattr(F, 'rms_norm', _rms_norm)
 
 # torch 2.6: its list of safe globals takes objects under another name; below, checkpoint/unpickling.py stands in.
 SAFE_GLOBALS_HAVE_NAMES = TORCH >= (2, 6)
+register_flop_formula = flop_counter.register_flop_formula if TORCH >= (2, 6) else _register_flop_formula
 
 # torch 2.7
 is_exporting = getattr(torch.compiler, 'is_exporting', _never)
