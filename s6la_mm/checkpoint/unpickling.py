@@ -14,15 +14,17 @@ from typing import Any
 
 import torch
 
+_PythonUnpickler: Any = pickle._Unpickler  # its methods have no public names
 
-def _refuse(unpickler: pickle._Unpickler) -> None:
+
+def _refuse(unpickler: Any) -> None:
     raise pickle.UnpicklingError('Unsupported operand in a file of weights')
 
 
 def _changes(load: Callable, kinds: tuple[type, ...], behind_mark: bool, arguments: int = 0) -> Callable:
     """``load``, which changes an object on the stack, for objects of these types only."""
 
-    def checked(unpickler: pickle._Unpickler) -> None:
+    def checked(unpickler: Any) -> None:
         target = unpickler.metastack[-1][-1] if behind_mark else unpickler.stack[-1 - arguments]
         if type(target) not in kinds:
             raise pickle.UnpicklingError(f'Unsupported change of a {type(target)} in a file of weights')
@@ -38,11 +40,11 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode(encoding)
 
 
-class Unpickler(pickle._Unpickler):
+class Unpickler(_PythonUnpickler):
     """Python's unpickler, limited to ``allowed`` (a dict of names and objects) and torch's own list."""
 
     allowed: dict[str, Any] = {}  # set by ``loader``
-    dispatch = dict(pickle._Unpickler.dispatch)
+    dispatch = dict(_PythonUnpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
         """The object of that name, if it is allowed."""
@@ -80,9 +82,9 @@ class Unpickler(pickle._Unpickler):
         pickle.REDUCE: load_reduce,
         pickle.NEWOBJ: load_newobj,
         pickle.BUILD: load_build,
-        pickle.APPEND: _changes(pickle._Unpickler.load_append, (list,), False, 1),
-        pickle.APPENDS: _changes(pickle._Unpickler.load_appends, (list,), True),
-        pickle.ADDITEMS: _changes(pickle._Unpickler.load_additems, (set,), True),
+        pickle.APPEND: _changes(_PythonUnpickler.load_append, (list,), False, 1),
+        pickle.APPENDS: _changes(_PythonUnpickler.load_appends, (list,), True),
+        pickle.ADDITEMS: _changes(_PythonUnpickler.load_additems, (set,), True),
         pickle.INST: _refuse,
         pickle.OBJ: _refuse,
         pickle.NEWOBJ_EX: _refuse,
@@ -105,7 +107,7 @@ def loader(torch_load: Callable, allowed: dict[str, Any]) -> Callable:
         Callable: One with the same arguments.
     """
     limited = type('Unpickler', (Unpickler,), dict(allowed={'_codecs.encode': _encode, **allowed}))
-    module = ModuleType('weights_only')
+    module: Any = ModuleType('weights_only')
     module.Unpickler = limited
     module.load = lambda file, **options: limited(file, **options).load()
 

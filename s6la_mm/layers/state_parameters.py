@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import compat
 from ..ops import DISCRETIZATIONS
@@ -42,7 +42,7 @@ def reset_state_parameters(A_log: Tensor, dt_bias: Tensor, dt_range: tuple[float
     dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
 
 
-def rms_norm(norm: compat.RMSNorm, u: Tensor) -> Tensor:
+def rms_norm(norm: nn.Module, u: Tensor) -> Tensor:
     """``norm`` over the last axis of ``u``, in float32 at least: its mean of squares needs that."""
     u = at_least_float32(u)
     return compat.rms_norm(u, norm.normalized_shape, norm.weight.to(u.dtype), norm.eps)

@@ -76,7 +76,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         # Views, behind which the derivatives end: a state that an earlier step made from A would add that step's own.
         tensors = [tensor if tensor is None else tensor.view_as(tensor) for tensor in tensors]
         wanted = [tensor for tensor, need in zip(tensors, needed) if need]
-        states = reference.scan(*tensors, *options)
+        arguments: list[Any] = [*tensors, *options]
+        states = reference.scan(*arguments)
         grads = iter(torch.autograd.grad(states, wanted, grad, create_graph=True))
         return (*(next(grads) if need else None for need in needed), None, None, None, None)
     with torch.no_grad():

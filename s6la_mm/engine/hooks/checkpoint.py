@@ -7,7 +7,7 @@ import itertools
 import os.path as osp
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar
+from typing import Any
 
 import torch
 from mmengine.dist import barrier, is_main_process
@@ -39,7 +39,7 @@ class SafeCheckpointHook(CheckpointHook):
         >>> default_hooks = dict(checkpoint=dict(type='SafeCheckpointHook', interval=1, max_keep_ckpts=3))
     """
 
-    _meant: ClassVar[dict[str, int]] = {}
+    _meant: dict[str, Any] = {}
 
     def before_train(self, runner: Runner) -> None:
         """Removes what a killed run left half-written; see also ``CheckpointHook.before_train``."""
@@ -124,7 +124,7 @@ class SafeCheckpointHook(CheckpointHook):
         if not self.save_best:
             return
         # mmengine's method removes the previous best before it saves the new one: it does not get to know of any.
-        bests, names = vars(self), ['best_ckpt_path']
+        bests, names = self.__dict__, ['best_ckpt_path']
         if hasattr(self, 'best_ckpt_path_dict'):  # there are several metrics
             bests, names = self.best_ckpt_path_dict, self.key_indicators
         previous = {name: bests[name] for name in names}
@@ -133,7 +133,9 @@ class SafeCheckpointHook(CheckpointHook):
         self._remove([path for name, path in previous.items() if path and bests[name] not in (None, path)])
         bests.update({name: path for name, path in previous.items() if bests[name] is None})
 
-    def _save_complete(self, runner: Runner, save: Callable, out_dir: str, filename: str, *args, **kwargs) -> None:
+    def _save_complete(
+        self, runner: Runner, save: Callable, out_dir: str, filename: str, *args: Any, **kwargs: Any
+    ) -> None:
         """Stands in for the runner's ``save_checkpoint``: a file has its name when it is complete."""
         if out_dir != self.out_dir:  # somebody else's, maybe on another backend
             return save(runner, out_dir, filename, *args, **kwargs)
