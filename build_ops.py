@@ -21,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent
 CSRC = Path('s6la_mm/ops/csrc')  # relative, as setuptools wants its sources
 
-# Turing, Ampere, Hopper; newer GPUs translate the last one's PTX when they first run it.
+# Where no GPU is seen: Turing, Ampere, Hopper; newer GPUs translate the last one's PTX when they first run it.
 DEFAULT_ARCHS = ('7.5', '8.0', '8.6', '9.0')
 # What ATen/cuda/CUDAContext.h includes and slim toolkits leave out.
 CUDA_HEADERS = ('cusparse.h', 'cublas_v2.h', 'cusolverDn.h')
@@ -57,6 +57,7 @@ class Facts:
     cuda_home: str = ''  # where torch looks for a toolkit, or where it is
     nvcc: str = ''  # version
     nvcc_archs: tuple[str, ...] = ()
+    gpu_archs: tuple[str, ...] = ()  # of the GPUs that torch sees here
     cuda_includes: tuple[str, ...] = ()  # where CUDA_HEADERS are that the toolkit lacks
     cuda_missing: tuple[str, ...] = ()  # CUDA_HEADERS that are nowhere
 
@@ -99,7 +100,12 @@ def find_facts(env: Mapping[str, str]) -> Facts:
     try:
         import torch
 
-        found.update(torch=torch.__version__, torch_cuda=torch.version.cuda or '')
+        gpus = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+        found.update(
+            torch=torch.__version__,
+            torch_cuda=torch.version.cuda or '',
+            gpu_archs=tuple(f'{major}.{minor}' for major, minor in sorted(gpus)),
+        )
     except Exception as error:  # a torch that is there and broken raises OSError, RuntimeError ...
         found.update(torch_error=f'{type(error).__name__}: {error}')
     for folder in _package_folders('mmcv'):
@@ -218,14 +224,18 @@ def _ops_problem(facts: Facts) -> str:
 
 
 def choose_archs(given: str, facts: Facts) -> str:
-    """The architectures as torch writes them, `7.5;9.0+PTX`: the given ones, else the defaults that nvcc knows.
+    """The architectures as torch writes them, `7.5;9.0+PTX`.
+
+    They are the given ones, else those of the GPUs of this machine, else the defaults that nvcc knows.
 
     Raises:
         BuildError: If nvcc cannot compile for a given one, or for none of the defaults.
     """
     offered = ';'.join(facts.nvcc_archs)
     fix = f'nvcc {facts.nvcc} compiles for {offered}; set TORCH_CUDA_ARCH_LIST to some of these, e.g. "9.0+PTX".'
-    names = given.replace(' ', ';').replace(',', ';').split(';') if given else DEFAULT_ARCHS
+    # A GPU that nvcc does not know is newer, and translates PTX; or older, and then the defaults do not help either.
+    gpus = facts.gpu_archs if set(facts.gpu_archs) <= set(facts.nvcc_archs) else ()
+    names = given.replace(' ', ';').replace(',', ';').split(';') if given else gpus or DEFAULT_ARCHS
     names = [name for name in names if name]
     known = [name for name in names if re.sub(r'[a-z]?(\+PTX)?$', '', name) in facts.nvcc_archs]
     if given and known != names:

@@ -230,9 +230,19 @@ def views(tensor: Tensor, channel: int) -> Iterator[tuple[str, Tensor]]:
     doubled = torch.cat([tensor, tensor + 1], dim=channel)
     yield 'half of the channels, channels last', channels_last(doubled, channel).chunk(2, dim=channel)[0]
     yield 'a row inside a larger one', torch.nn.functional.pad(tensor, (1, 2))[..., 1:-2]
+    # Beginning where a vector may begin, and not going on so.
+    yield 'batches an odd number apart', _apart(tensor, channel)
+    yield 'channels an odd number apart', _apart(tensor, min(channel + 1, tensor.dim() - 1))
+    wider = channels_last(torch.cat([tensor, tensor.narrow(channel, 0, 1)], dim=channel), channel)
+    yield 'pixels an odd number apart, channels last', wider.narrow(channel, 0, tensor.shape[channel])
     yield 'batch expanded', tensor.select(channel - 1, 0).unsqueeze(channel - 1).expand_as(tensor)
     yield 'channels expanded', tensor.narrow(channel, 0, 1).expand_as(tensor)
     yield 'one number', tensor.flatten()[:1].view((1,) * tensor.dim()).expand_as(tensor)
+
+
+def _apart(tensor: Tensor, axis: int) -> Tensor:
+    """The same numbers with one left out in memory after each block of the axes from ``axis`` on."""
+    return F.pad(tensor.flatten(axis), (0, 1))[..., :-1].unflatten(axis, tensor.shape[axis:])
 
 
 VIEWS = [name for name, _ in views(torch.zeros(1, 1, 2, 2, 2), 2)]

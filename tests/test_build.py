@@ -162,6 +162,20 @@ def test_architectures(given, offered, expected):
 
 
 @pytest.mark.parametrize(
+    ('given', 'gpus', 'expected'),
+    [
+        ('', ('9.0',), '9.0+PTX'),
+        ('', ('8.0', '8.6'), '8.0;8.6+PTX'),
+        ('8.0', ('9.0',), '8.0'),
+        ('', ('12.1',), ALL_ARCHS),  # newer than this nvcc: PTX serves it
+    ],
+)
+def test_architectures_of_the_gpus_of_this_machine_are_the_default(given, gpus, expected):
+    facts = build.Facts(nvcc='13.0', nvcc_archs=CUDA_MACHINE['nvcc_archs'], gpu_archs=gpus)
+    assert build.choose_archs(given, facts) == expected
+
+
+@pytest.mark.parametrize(
     ('given', 'offered', 'words'),
     [
         ('7.0;9.0', ('7.5', '9.0'), ['TORCH_CUDA_ARCH_LIST names 7.0.', 'nvcc 13.0 compiles for 7.5;9.0']),

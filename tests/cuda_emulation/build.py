@@ -40,12 +40,13 @@ def missing() -> str:
     return '' if _mmcv_headers().is_dir() else "mmcv's op headers are not installed"
 
 
-def build(flavour: str = 'fast', csrc: Path = CSRC) -> Path:
+def build(flavour: str = 'fast', csrc: Path = CSRC, changed: tuple[str, ...] = ()) -> Path:
     """Compiles what is not in the cache yet.
 
     Args:
         flavour (str): Key of ``FLAVOURS``. Defaults to ``'fast'``.
-        csrc (Path): The sources. Defaults to those of the package.
+        csrc (Path): Another folder, for the sources that are named in ``changed``. Defaults to that of the package.
+        changed (tuple[str, ...]): File names in ``csrc/cuda``. Defaults to none.
 
     Returns:
         Path: The module.
@@ -53,8 +54,11 @@ def build(flavour: str = 'fast', csrc: Path = CSRC) -> Path:
     Raises:
         RuntimeError: If the compiler refuses; holds the end of what it said.
     """
-    objects = [_compile(source, flavour, csrc) for source in _sources(csrc)]
-    module = CACHE / f'{_hash(flavour, *sorted(path.name for path in objects))}.so'
+    sources = [csrc / 'cuda' / name for name in changed]
+    sources += [path for path in _sources() if path.name not in changed]
+    # What is changed comes first: of a function that several objects hold, the linker takes the first.
+    objects = [_compile(source, flavour) for source in sources]
+    module = CACHE / f'{_hash(flavour, *(path.name for path in objects))}.so'
     folders = library_paths()
     libraries = [f'-L{folder}' for folder in folders] + [f'-Wl,-rpath,{folder}' for folder in folders]
     libraries += ['-lc10', '-ltorch_cpu', '-ltorch', '-ltorch_python']
@@ -77,21 +81,32 @@ def environment(flavour: str, reports: Path) -> dict[str, str]:
     }
 
 
-def _sources(csrc: Path) -> list[Path]:
-    return [csrc / 'selective_scan.cpp', *sorted((csrc / 'cuda').glob('*.c*u*'))]
+def _sources() -> list[Path]:
+    cuda = CSRC / 'cuda'
+    return [CSRC / 'selective_scan.cpp', *sorted([*cuda.glob('*.cu'), *cuda.glob('*.cpp')])]
 
 
-def _compile(source: Path, flavour: str, csrc: Path) -> Path:
+def _compile(source: Path, flavour: str) -> Path:
+    csrc = source.parent.parent if source.parent.name == 'cuda' else source.parent
     headers = [path for pattern in ('*.h', '*.cuh') for path in sorted(csrc.rglob(pattern))]
-    ours = sorted((HERE / 'include').iterdir())
+    ours = sorted(path for path in (HERE / 'include').rglob('*') if path.is_file())
     texts = [path.read_bytes() for path in [source, *headers, *ours]]
-    emulation = ['-x', 'c++', '-include', 'cuda_emulation.h'] if source.parent.name == 'cuda' else []
+    language = ['-x', 'c++'] if source.suffix == '.cu' else []
     system = [*include_paths(), _mmcv_headers(), sysconfig.get_path('include')]
     includes = [f'-I{HERE / "include"}', *(argument for folder in system for argument in ('-isystem', str(folder)))]
     # torch's headers want C++17 or C++20, depending on the release; extension modules get the newer one as it needs.
-    flags = ['-std=c++20', '-fPIC', '-Wall', '-Wno-unknown-pragmas', *FLAVOURS[flavour], *includes]
+    # Device code reads numbers of all types through words of 16 bytes, which host compilers must be allowed to see.
+    flags = [
+        '-std=c++20',
+        '-fno-strict-aliasing',
+        '-fPIC',
+        '-Wall',
+        '-Wno-unknown-pragmas',
+        *FLAVOURS[flavour],
+        *includes,
+    ]
     key = _hash(flavour, torch.__version__, _compiler(), source.name, *texts)
-    return _run(CACHE / f'{source.stem}-{key}.o', *flags, *emulation, '-c', str(source))
+    return _run(CACHE / f'{source.stem}-{key}.o', *flags, *includes, *language, '-c', str(source))
 
 
 def _hash(*parts: str | bytes) -> str:

@@ -19,8 +19,14 @@ class Finder:
         return spec_from_file_location(name, module, loader=ExtensionFileLoader(name, module))
 
 
-assert NAME not in sys.modules, 'the real module is loaded already'
-sys.meta_path.insert(0, Finder())
+def install() -> None:
+    """Must come before anything imports s6la_mm."""
+    assert NAME not in sys.modules, 'the real module is loaded already'
+    sys.meta_path.insert(0, Finder())
+
+
+def pytest_configure() -> None:
+    install()
 
 
 def pytest_report_header() -> str:

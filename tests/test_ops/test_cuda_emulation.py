@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from cuda_emulation import build
+from cuda_emulation.mistakes import EVERY_TIME, MISTAKES
 
 TESTS = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(bool(build.missing()), reason=build.missing() or 'runs')
@@ -61,3 +62,18 @@ def test_kernels_pass_all_tests_of_the_op(flavour, tmp_path):
     reports = [path.read_text() for path in tmp_path.glob('report*')]
     assert not reports, reports[0][:6000]
     assert passed(run) > 800
+
+
+@pytest.mark.parametrize(
+    'name',
+    [pytest.param(n, marks=() if n in EVERY_TIME else pytest.mark.nightly) for n in MISTAKES],
+)
+def test_mistake_is_found(name, tmp_path):
+    mistake = MISTAKES[name]
+    file, selection = mistake.tests.split()
+    variables = build.environment(mistake.flavour, tmp_path / 'report')
+    run = run_on(mistake.module(tmp_path), str(Path(__file__).with_name(file)), '-x', '-k', selection, **variables)
+    # 1: a test failed. A signal: the process ended where a GPU would report an error, or a sanitizer ended it.
+    reported = bool(list(tmp_path.glob('report*')))
+    assert run.returncode == 1 or run.returncode < 0, run.stdout[-3000:] + run.stderr[-3000:]
+    assert reported == (mistake.flavour == 'sanitized')

@@ -137,9 +137,10 @@ def test_chain_of_updates_is_the_scan(device, memory, options):
 
 @pytest.mark.parametrize('memory', MEMORY)
 @pytest.mark.parametrize('view', VIEWS)
-@pytest.mark.parametrize(('depth', 'dtype'), [(1, torch.bfloat16), (3, torch.float32)])
-def test_strides(device, memory, view, depth, dtype):
-    inputs = case(memory, depth=depth, device=device, dtype=dtype, size=(5, 6), channels=6, state_dim=6)
+@pytest.mark.parametrize(('depth', 'dtype'), [(1, torch.bfloat16), (1, torch.float32), (3, torch.float32)])
+@pytest.mark.parametrize(('size', 'state_dim'), [((5, 6), 6), ((4, 8), 8), ((4, 8), 16)])
+def test_strides(device, memory, view, depth, dtype, size, state_dim):
+    inputs = case(memory, depth=depth, device=device, dtype=dtype, size=size, channels=6, state_dim=state_dim)
     viewed = {name: dict(views(inputs[name], CHANNEL[name]))[view] for name in CHANNEL}
     assert_forward(inputs | viewed, 'all', dt_softplus=True, return_states=True)
     for name in CHANNEL:

@@ -158,9 +158,10 @@ def test_chain_of_updates_is_the_scan(device, memory):
 
 @pytest.mark.parametrize('memory', MEMORY)
 @pytest.mark.parametrize('view', VIEWS)
-@pytest.mark.parametrize(('depth', 'dtype'), [(1, torch.bfloat16), (3, torch.float32)])
-def test_strides(device, memory, view, depth, dtype):
-    inputs = case(memory, depth=depth, device=device, dtype=dtype, size=(5, 6), channels=6, state_dim=6)
+@pytest.mark.parametrize(('depth', 'dtype'), [(1, torch.bfloat16), (1, torch.float32), (3, torch.float32)])
+@pytest.mark.parametrize(('size', 'state_dim'), [((5, 6), 6), ((4, 8), 8), ((4, 8), 16)])
+def test_strides(device, memory, view, depth, dtype, size, state_dim):
+    inputs = case(memory, depth=depth, device=device, dtype=dtype, size=size, channels=6, state_dim=state_dim)
     viewed = {name: dict(views(inputs[name], CHANNEL[name]))[view] for name in CHANNEL}
     grad = gradient_of(inputs)
     grad_view = dict(views(grad, 1))[view]
@@ -170,6 +171,24 @@ def test_strides(device, memory, view, depth, dtype):
         assert_backward(grad, inputs | {name: viewed[name]}, name, dt_softplus=True)
     states_view = dict(views(gradient_of(inputs, return_states=True), 2))[view]
     assert_backward(states_view, inputs, 'grad of states', dt_softplus=True, return_states=True)
+
+
+@pytest.mark.parametrize('memory', ['contiguous', 'channels_last'])
+@pytest.mark.parametrize('state_dim', [257, 264, 2056])
+@pytest.mark.parametrize('depth', [1, 2])
+def test_many_channels(device, memory, state_dim, depth):
+    """What the forward pass takes the backward pass takes, whatever memory its gradient comes in."""
+    inputs = case(memory, depth=depth, device=device, batch=2, state_dim=state_dim, size=(2, 3))
+    grad = gradient_of(inputs)
+    assert_backward(grad, inputs, dt_softplus=True)
+    axis_last = channels_last(torch.cat([grad[:, :1], grad], dim=1), 1)[:, 1:]
+    assert_backward(axis_last, inputs, 'sliced', dt_softplus=True)
+
+
+@pytest.mark.nightly
+def test_more_chunks_of_a_state_than_a_grid_is_high(device):
+    inputs = case('token', device=device, batch=1, channels=1, state_dim=32 * 65_536 + 1)
+    assert_backward(gradient_of(inputs), inputs)
 
 
 def test_strides_of_parameters(device):

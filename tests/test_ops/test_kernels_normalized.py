@@ -82,6 +82,15 @@ def test_sizes(device, memory, state_dim):
 
 
 @MAPS
+@pytest.mark.parametrize('state_dim', [63, 64, 65, 128, 129, 260])
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16])
+def test_many_channels(device, memory, state_dim, dtype):
+    """Up to and beyond what a block of the CUDA kernels adds up itself."""
+    inputs = case(memory, device=device, batch=2, state_dim=state_dim, size=(3, 5), dtype=dtype)
+    assert_both(inputs, **NORM)
+
+
+@MAPS
 def test_no_elements(device, memory):
     for sizes in (dict(batch=0), dict(size=(0, 3)), dict(size=(3, 0)), dict(state_dim=0)):
         inputs = case(memory, device=device, **sizes)
@@ -94,8 +103,9 @@ def test_no_elements(device, memory):
 @MAPS
 @pytest.mark.parametrize('view', VIEWS)
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
-def test_strides(device, memory, view, dtype):
-    inputs = case(memory, device=device, dtype=dtype, size=(5, 6), state_dim=6)
+@pytest.mark.parametrize(('size', 'state_dim'), [((5, 6), 6), ((4, 8), 8), ((4, 8), 16)])
+def test_strides(device, memory, view, dtype, size, state_dim):
+    inputs = case(memory, device=device, dtype=dtype, size=size, state_dim=state_dim)
     viewed = {name: dict(views(inputs[name], CHANNEL[name]))[view] for name in CHANNEL}
     assert_both(inputs | viewed, 'all', **NORM)
     for name in CHANNEL:

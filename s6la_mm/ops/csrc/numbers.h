@@ -12,6 +12,12 @@ S6LA_INLINE T constant(typename ScalarOf<T>::type value) {
   return T{} + value;
 }
 
+// a / b where 1 <= b <= 2, which a GPU has an instruction for.
+template <typename T>
+S6LA_INLINE T divide_by_unit(T a, T b) {
+  return a / b;
+}
+
 #define S6LA_SCALAR_FUNCTIONS(T)                                                       \
   S6LA_INLINE T select(bool mask, T a, T b) { return mask ? a : b; }                   \
   S6LA_INLINE T absolute(T v) { return std::abs(v); }                                  \

@@ -117,8 +117,8 @@ struct Arguments {
     const bool one_type = dt_.scalar_type() == input_type && B_.scalar_type() == input_type;
     const bool fits = h0_.scalar_type() == at::kFloat || h0_.scalar_type() == input_type;
     if (any_double || !one_type || !fits) input_type = compute;
-    // The kernels that normalise have no half-type state: a network in half types is rare, under autocast it is float32.
-    state_type = input_type == compute || normalize ? compute : h0_.scalar_type();
+    // The CPU kernels that normalise have no half-type state.
+    state_type = input_type == compute || (normalize && h0_.is_cpu()) ? compute : h0_.scalar_type();
     h0 = kernel_form(h0_, state_type, 0);
     x = kernel_form(x_, input_type, 1);
     dt = kernel_form(dt_, input_type, 1);

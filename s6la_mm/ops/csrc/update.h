@@ -17,7 +17,7 @@ S6LA_INLINE T step_size(T dt, T bias, bool with_softplus) {
 template <typename T>
 S6LA_INLINE T softplus_derivative(T v) {
   const T e = exponential(-absolute(v));
-  return select(v >= 0, constant<T>(1), e) / (e + 1);
+  return divide_by_unit(select(v >= 0, constant<T>(1), e), e + 1);
 }
 
 template <typename T>

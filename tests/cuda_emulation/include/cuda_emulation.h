@@ -1,7 +1,7 @@
 // Executes CUDA kernels on the CPU, so that their arithmetic, indexing and synchronisation are tested without a GPU.
 //
-// The compiler includes this file first (-include) and then compiles a .cu file as C++, unmodified. A launch runs one
-// block after the other. Each thread of a block is a fiber: a stack of its own and a function that swaps stacks. A fiber
+// The .cu files compile as C++, unmodified, with this file in place of <cuda_runtime.h>. A launch runs one block after
+// the other. Each thread of a block is a fiber: a stack of its own and a function that swaps stacks. A fiber
 // gives up the processor at a barrier or a shuffle only, and is resumed when those it waits for have come:
 //
 //   __syncthreads      when every thread of the block waits at the same one;
@@ -27,6 +27,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <map>
 #include <mutex>
 #include <random>
@@ -239,6 +240,17 @@ inline void run_block(const char* kernel) {
   }
 }
 
+inline const char* variable(const char* name, const char* otherwise) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? otherwise : value;
+}
+
+// Every launch as a line "blocks threads kernel" in the file $CUDA_EMULATION_LOG. With $CUDA_EMULATION_RUN=0 that is all.
+inline void write_log(const char* kernel, dim3 grid, dim3 block) {
+  static std::ofstream log(variable("CUDA_EMULATION_LOG", "/dev/null"), std::ios::app);
+  log << uint64_t(grid.x) * grid.y * grid.z << ' ' << block.x << ' ' << kernel << std::endl;
+}
+
 inline void launch(const char* kernel, dim3 grid, dim3 block) {
   if (grid.x < 1 || grid.y < 1 || grid.z < 1 || grid.x >= 1u << 31 || grid.y > 65535 || grid.z > 65535 || block.x < 1 ||
       block.x > kMaxThreads || block.y != 1 || block.z != 1) {
@@ -251,6 +263,8 @@ inline void launch(const char* kernel, dim3 grid, dim3 block) {
     device.stacks = static_cast<char*>(memory);
     for (unsigned thread = 0; thread < kMaxThreads; ++thread) mprotect(stack_of(thread) - kGuardBytes, kGuardBytes, 0);
   }
+  write_log(kernel, grid, block);
+  if (variable("CUDA_EMULATION_RUN", "1")[0] == '0') return;
   device.number = block.x;
   ++device.launches;
   gridDim = grid;
@@ -308,6 +322,11 @@ template <typename T>
 inline T __ldg(const T* address) {
   return *address;
 }
+
+// As far from the quotient as a device may be.
+inline float __fdividef(float a, float b) { return a / b * (1 + 0x1p-22f); }
+inline float rsqrt(float v) { return 1 / std::sqrt(v); }
+inline double rsqrt(double v) { return 1 / std::sqrt(v); }
 
 // The part of CUDA's runtime that launches kernels.
 using cudaStream_t = void*;

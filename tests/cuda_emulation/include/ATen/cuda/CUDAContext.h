@@ -1,13 +1,14 @@
-// In place of mmcv's header of that name: what the CUDA sources use of PyTorch's CUDA parts, on a device of four
-// multiprocessors (so that kernels which walk over the grid go round more than once on small tensors).
+// In place of PyTorch's header: a device of four multiprocessors ($CUDA_EMULATION_MULTIPROCESSORS), so that kernels which
+// walk over their grid go round more than once on small tensors.
 #pragma once
 
 #include <ATen/ATen.h>
+#include <cuda_runtime.h>
 
 namespace at {
 namespace cuda {
 struct EmulatedProperties {
-  int multiProcessorCount = 4;
+  int multiProcessorCount = std::atoi(cuda_emulation::variable("CUDA_EMULATION_MULTIPROCESSORS", "4"));
 };
 inline const EmulatedProperties* getCurrentDeviceProperties() {
   static const EmulatedProperties properties;
@@ -16,13 +17,5 @@ inline const EmulatedProperties* getCurrentDeviceProperties() {
 inline cudaStream_t getCurrentCUDAStream() { return nullptr; }
 }  // namespace cuda
 }  // namespace at
-
-namespace c10 {
-namespace cuda {
-struct CUDAGuard {
-  explicit CUDAGuard(at::Device) {}
-};
-}  // namespace cuda
-}  // namespace c10
 
 #define C10_CUDA_CHECK(call) TORCH_CHECK((call) == cudaSuccess)

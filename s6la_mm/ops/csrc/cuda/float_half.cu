@@ -1,0 +1,3 @@
+#include "kernels.cuh"
+
+template struct s6la::cuda::Kernels<float, c10::Half>;
