@@ -27,7 +27,7 @@ def test_vectors_move_at_once(script, file, inputs, state):
     kernels = script['compile_kernels'](file, usual_case=True)
     for channels_inner in (False, True):
         for backward in (False, True):
-            name = next(n for n in kernels if f'map_kernel' in n and f'Lb{channels_inner:d}ELb{backward:d}ELb0E' in n)
+            name = next(n for n in kernels if 'map_kernel' in n and f'Lb{channels_inner:d}ELb{backward:d}ELb0E' in n)
             count = Counter(kernels[name].instructions)
             stores, loads = Counter(), Counter()
             loads.update({inputs: 3})

@@ -7,15 +7,15 @@
 //   __syncthreads      when every thread of the block waits at the same one;
 //   __shfl_xor_sync    when all 32 lanes of the warp wait at the same one, with the same offset and width.
 //
-// If nobody can go on, the launch throws, and tells who waits where: a thread that has returned, a barrier in a branch, a
-// lane that skipped a shuffle. A device would hang there, or go on with wrong numbers.
+// If nobody can go on, the launch throws, and tells who waits where: a thread that has returned, a barrier in a branch,
+// a lane that skipped a shuffle. A device would hang there, or go on with wrong numbers.
 //
 // The scheduler is unfair on purpose: it lets one warp run until it must wait, then the next. A warp that is not held
-// back by a barrier overtakes the others by as much as it can, which shows in the numbers. The order of the warps, of the
-// lanes and of the blocks changes from launch to launch: ascending, descending, shuffled.
+// back by a barrier overtakes the others by as much as it can, which shows in the numbers. The order of the warps, of
+// the lanes and of the blocks changes from launch to launch: ascending, descending, shuffled.
 //
-// Not emulated: time, caches and the order in which other warps see writes; CUDA's own exp, expm1 and log1p (those of the
-// host's C library take their place); shuffles of less than a warp.
+// Not emulated: time, caches and the order in which other warps see writes; CUDA's own exp, expm1 and log1p (those of
+// the host's C library take their place); shuffles of less than a warp.
 //
 // x86-64 Linux, GCC or Clang. One launch at a time: a lock sees to it.
 #pragma once
@@ -65,7 +65,7 @@ struct alignas(8) uint2 {
 
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
-// Keeps the registers that a function must preserve on the running stack, notes where it ends, and goes on with another.
+// Keeps the registers that a function must preserve on the running stack, notes where it ends, goes on with another.
 extern "C" void cuda_emulation_swap(void** save_stack_here, void* next_stack);
 __asm__(
     ".text\n"
@@ -208,7 +208,7 @@ inline bool release_barrier() {
     }
     groups[what].push_back(thread);
   }
-  std::string message = std::string("CUDA emulation: no thread can go on in block (") + std::to_string(blockIdx.x) + ", " +
+  std::string message = "CUDA emulation: no thread can go on in block (" + std::to_string(blockIdx.x) + ", " +
                         std::to_string(blockIdx.y) + ", " + std::to_string(blockIdx.z) + ") of " + kernel;
   for (const auto& group : groups) {
     message += "; " + std::to_string(group.second.size()) + " threads, the first " + std::to_string(group.second[0]) +
@@ -245,7 +245,7 @@ inline const char* variable(const char* name, const char* otherwise) {
   return value == nullptr ? otherwise : value;
 }
 
-// Every launch as a line "blocks threads kernel" in the file $CUDA_EMULATION_LOG. With $CUDA_EMULATION_RUN=0 that is all.
+// Every launch as a line "blocks threads kernel" in the file $CUDA_EMULATION_LOG; with $CUDA_EMULATION_RUN=0, no more.
 inline void write_log(const char* kernel, dim3 grid, dim3 block) {
   static std::ofstream log(variable("CUDA_EMULATION_LOG", "/dev/null"), std::ios::app);
   log << uint64_t(grid.x) * grid.y * grid.z << ' ' << block.x << ' ' << kernel << std::endl;
@@ -341,7 +341,8 @@ struct cudaLaunchConfig_t {
 };
 
 template <typename... Parameters, typename... Arguments>
-cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments&&... arguments) {
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments&&... arguments) {
   const std::lock_guard<std::mutex> guard(cuda_emulation::device.lock);
   auto call = [&] { kernel(arguments...); };
   cuda_emulation::device.call = [](const void* c) { (*static_cast<const decltype(call)*>(c))(); };

@@ -68,7 +68,8 @@ auto choose_map_kernel(const Problem& p) {
 
 template <typename State, typename Input>
 cudaError_t Kernels<State, Input>::map_forward(const Problem& p, const MapGrid& grid, Queue queue) {
-  return launch(choose_map_kernel<State, Input, false>(p), grid.blocks * grid.chunks, grid.threads, queue, map_arguments<State, Input>(p, grid));
+  const MapArguments a = map_arguments<State, Input>(p, grid);
+  return launch(choose_map_kernel<State, Input, false>(p), grid.blocks * grid.chunks, grid.threads, queue, a);
 }
 
 template <typename State, typename Input>

@@ -73,7 +73,8 @@ struct Kernels {
   using Compute = ComputeOf<State>;
   // One step of a map. sums: (grid.blocks, 2, channels), or null.
   static cudaError_t map_forward(const Problem& p, const MapGrid& grid, Queue queue);
-  static cudaError_t map_backward(const Problem& p, const MapGradients& out, void* sums, const MapGrid& grid, Queue queue);
+  static cudaError_t map_backward(const Problem& p, const MapGradients& out, void* sums, const MapGrid& grid,
+                                  Queue queue);
   static cudaError_t token_forward(const Problem& p, const TokenGrid& grid, Queue queue);
   static cudaError_t token_backward(const Problem& p, const TokenGradients& out, const TokenGrid& grid, Queue queue);
 };

@@ -131,12 +131,14 @@ __global__ void __launch_bounds__(kMapThreads, kBackward ? (kZoh ? 2 : 3) : 4) m
     };
     const auto read = [&](auto storage, const MapArray& o) {
       using Storage = decltype(storage);
-      return load<Compute, n>(reinterpret_cast<const Storage*>(place(o, sizeof(Storage))), S6LA_USUALLY(o.wide, true), left);
+      const auto p_first = reinterpret_cast<const Storage*>(place(o, sizeof(Storage)));
+      return load<Compute, n>(p_first, S6LA_USUALLY(o.wide, true), left);
     };
     const auto write = [&](auto storage, const MapArray& o, V v) {
       using Storage = decltype(storage);
       if (S6LA_USUALLY(o.data == nullptr, false)) return;
-      store<Compute, n>(reinterpret_cast<Storage*>(place(o, sizeof(Storage))), S6LA_USUALLY(o.wide, true), left, v);
+      const auto p_first = reinterpret_cast<Storage*>(place(o, sizeof(Storage)));
+      store<Compute, n>(p_first, S6LA_USUALLY(o.wide, true), left, v);
     };
 
     const V x = read(Input(), p.x), dt = read(Input(), p.dt), B = read(Input(), p.B), h = read(State(), p.h);

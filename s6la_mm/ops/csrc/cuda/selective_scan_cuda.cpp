@@ -178,7 +178,8 @@ void run_forward(const Call& call, const Tensor& states) {
   }
   with_kernels(call.h0, call.x, [&](auto type) {
     using K = typename decltype(type)::Functions;
-    C10_CUDA_CHECK(call.token() ? K::token_forward(p, token_grid(p, q.multiprocessors), q) : K::map_forward(p, grid, q));
+    C10_CUDA_CHECK(call.token() ? K::token_forward(p, token_grid(p, q.multiprocessors), q)
+                                : K::map_forward(p, grid, q));
   });
 }
 

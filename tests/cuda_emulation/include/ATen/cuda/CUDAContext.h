@@ -1,5 +1,5 @@
-// In place of PyTorch's header: a device of four multiprocessors ($CUDA_EMULATION_MULTIPROCESSORS), so that kernels which
-// walk over their grid go round more than once on small tensors.
+// In place of PyTorch's header: a device of four multiprocessors ($CUDA_EMULATION_MULTIPROCESSORS), so that kernels
+// which walk over their grid go round more than once on small tensors.
 #pragma once
 
 #include <ATen/ATen.h>
