@@ -105,7 +105,7 @@ struct Arguments {
   Shape space;
 
   Arguments(const Tensor& h0_, const Tensor& x_, const Tensor& dt_, const Tensor& A_, const Tensor& B_,
-            const OptionalTensor& bias_, bool normalize) {
+            const OptionalTensor& bias_) {
     token = A_.dim() == 2;
     channels_inner = !token && x_.size(2) > 1 && x_.stride(2) == 1;
     if (!token) space = x_.sizes().slice(3).vec();
@@ -117,8 +117,7 @@ struct Arguments {
     const bool one_type = dt_.scalar_type() == input_type && B_.scalar_type() == input_type;
     const bool fits = h0_.scalar_type() == at::kFloat || h0_.scalar_type() == input_type;
     if (any_double || !one_type || !fits) input_type = compute;
-    // The CPU kernels that normalise have no half-type state.
-    state_type = input_type == compute || (normalize && h0_.is_cpu()) ? compute : h0_.scalar_type();
+    state_type = input_type == compute ? compute : h0_.scalar_type();
     h0 = kernel_form(h0_, state_type, 0);
     x = kernel_form(x_, input_type, 1);
     dt = kernel_form(dt_, input_type, 1);
@@ -162,7 +161,7 @@ Tensor selective_scan(const Tensor& x, const Tensor& dt, const Tensor& A, const 
                       const OptionalTensor& dt_bias, bool dt_softplus, bool zoh, bool return_states,
                       c10::optional<double> norm_eps) {
   check(x, dt, A, B, h0, dt_bias, norm_eps, nullptr, return_states);
-  const Arguments args(h0, x, dt, A, B, dt_bias, norm_eps.has_value());
+  const Arguments args(h0, x, dt, A, B, dt_bias);
   Shape sizes = args.h0.sizes().vec();
   if (return_states) sizes.insert(sizes.begin(), x.size(0));
   Tensor states = at::empty(sizes, args.h0.options());
@@ -182,7 +181,7 @@ SixTensors selective_scan_backward(const Tensor& grad, const Tensor& x, const Te
                                    std::array<bool, 6> mask) {
   check(x, dt, A, B, h0, dt_bias, norm_eps, &grad, return_states);
   TORCH_CHECK_VALUE(!mask[5] || dt_bias.has_value(), "output_mask asks for the gradient of dt_bias, which is None");
-  const Arguments args(h0, x, dt, A, B, dt_bias, norm_eps.has_value());
+  const Arguments args(h0, x, dt, A, B, dt_bias);
   const auto result_if = [](bool wanted, const Tensor& like) {
     return wanted ? OptionalTensor(at::empty(like.sizes(), like.options())) : OptionalTensor();
   };

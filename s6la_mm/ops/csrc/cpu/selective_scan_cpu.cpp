@@ -127,7 +127,7 @@ template <template <typename, typename, typename> class Plain, template <typenam
           typename State, typename Input, typename Compute>
 KernelTable table(bool normalize) {
   using P = Plain<State, Input, Compute>;
-  // Rather than compiled for a half-type state too: Arguments (selective_scan.cpp) never leaves one to normalise.
+  // Rather than compiled for a half-type state too: forward() and backward() cast one.
   using N = Normalized<Compute, Input, Compute>;
   if (normalize) return {N::forward, N::backward, nullptr, nullptr};
   return {P::map_forward, P::map_backward, P::token_forward, P::token_backward};
@@ -168,7 +168,16 @@ MapTiling map_tiling(const Problem& p) {
   return tiling;
 }
 
+// The kernels that normalise have no half-type state: a network in half types is rare, under autocast it is float32.
+bool needs_cast(const Tensor& h0, const Options& options) { return options.normalize && h0.element_size() == 2; }
+
 void forward(Tensor h0, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor bias, Options options, Tensor states) {
+  if (needs_cast(h0, options)) {
+    const Tensor exact = at::empty(states.sizes(), A.options());
+    forward(h0.to(at::kFloat), x, dt, A, B, bias, options, exact);
+    states.copy_(exact);
+    return;
+  }
   const Problem p = make_problem(h0, x, dt, A, B, bias, states, options);
   const KernelTable run = kernels(h0, x, options.normalize);
   if (A.dim() == 2) {
@@ -223,6 +232,13 @@ void add_sums(const Problem& p, const MapTiling& tiling, const Tensor& sums, con
 
 void backward(Tensor grad, Tensor h0, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor bias, Options options,
               Results results) {
+  if (needs_cast(h0, options)) {
+    Results exact = results;
+    if (results.h0.has_value()) exact.h0 = at::empty(results.h0->sizes(), A.options());
+    backward(grad.to(at::kFloat), h0.to(at::kFloat), x, dt, A, B, bias, options, exact);
+    if (results.h0.has_value()) results.h0->copy_(*exact.h0);
+    return;
+  }
   const Problem p = make_problem(h0, x, dt, A, B, bias, grad, options);
   const KernelTable run = kernels(h0, x, options.normalize);
   const Operand out_x = operand_or_null(results.x, true, true), out_dt = operand_or_null(results.dt, true, true);
