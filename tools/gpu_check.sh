@@ -67,7 +67,8 @@ step() {
         esac
         echo "$result"
     fi
-    { echo "## $title: $result" && echo && echo '```text' && tail -n "$lines" "$log" | cut -c 1-220 && echo '```' && echo; } >>"$report"
+    printf '## %s: %s\n\n```text\n%s\n```\n\n' "$title" "$result" "$(tail -n "$lines" "$log" | cut -c 1-220)" \
+        >>"$report"
     [ "${result%% *}" = passed ]
 }
 
@@ -87,7 +88,8 @@ if [ -n "$kit" ]; then
     else
         set --
     fi
-    step 'Kit' 90 5 "$python" -m pip install --no-index --no-deps "$@" "$kit"/*.whl || die "the kit does not install: $out/kit.log"
+    step 'Kit' 90 5 "$python" -m pip install --no-index --no-deps "$@" "$kit"/*.whl ||
+        die "the kit does not install: $out/kit.log"
 fi
 
 # What is here, and if that cannot do, in one sentence why and what would help.
@@ -98,7 +100,8 @@ try:
     import torch
 except ImportError as error:
     sys.exit(f'torch does not import ({error}). Install it, or set PYTHON to an interpreter that has it.')
-print(f'{platform.platform()}, Python {platform.python_version()}, torch {torch.__version__}, CUDA {torch.version.cuda}')
+cuda = torch.version.cuda
+print(f'{platform.platform()}, Python {platform.python_version()}, torch {torch.__version__}, CUDA {cuda}')
 smi = shutil.which('nvidia-smi')
 if smi:
     query = [smi, '--query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.mem', '--format=csv']
@@ -106,22 +109,24 @@ if smi:
 if sys.argv[1] == '1':
     sys.exit()
 if not smi:
-    sys.exit('there is no NVIDIA GPU here, or no driver (nvidia-smi is not found). Run this on a machine with one, or with --rehearse.')
-if torch.version.cuda is None:
+    why = 'there is no NVIDIA GPU here, or no driver (nvidia-smi is not found).'
+    sys.exit(f'{why} Run this on a machine with one, or with --rehearse.')
+if cuda is None:
     sys.exit(f'torch {torch.__version__} was built without CUDA. Install a build with CUDA.')
 try:
     torch.cuda.init()
 except Exception as error:
     if 'driver' in str(error) and 'old' in str(error):
-        sys.exit(f'the driver is too old for CUDA {torch.version.cuda}. Update it, or install a torch for an older CUDA.')
+        sys.exit(f'the driver is too old for CUDA {cuda}. Update it, or install a torch for an older CUDA.')
     sys.exit(f'torch sees no GPU ({str(error).splitlines()[0]}). Look at CUDA_VISIBLE_DEVICES and the driver.')
 known = [int(name.split('_')[1].rstrip('af')) for name in torch.cuda.get_arch_list() if name.startswith('sm_')]
 for i in range(torch.cuda.device_count()):
     major, minor = torch.cuda.get_device_capability(i)
-    name = torch.cuda.get_device_name(i)
-    print(f'GPU {i}: {name}, compute capability {major}.{minor}, {torch.cuda.get_device_properties(i).multi_processor_count} multiprocessors')
+    name, number = torch.cuda.get_device_name(i), torch.cuda.get_device_properties(i).multi_processor_count
+    print(f'GPU {i}: {name}, compute capability {major}.{minor}, {number} multiprocessors')
     if major * 10 + minor < min(known):
-        sys.exit(f'{name} (sm_{major}{minor}) is older than what torch was built for (sm_{min(known)}). Install an older torch, or take a newer GPU.')
+        why = f'{name} (sm_{major}{minor}) is older than what torch was built for (sm_{min(known)}).'
+        sys.exit(f'{why} Install an older torch, or take a newer GPU.')
 PY
 status=$?
 { echo '## Machine' && echo && echo '```text' && cat "$out/machine.log" && echo '```' && echo; } >>"$report"
@@ -129,15 +134,19 @@ status=$?
 
 if [ $rehearse = 1 ]; then
     device=cpu selection='cpu and every_dtype' size=(2 8 20 34) image=(1 3 64 64) iterations=4 archs=(r18) rounds=2
-    build() { "$python" -c 'from s6la_mm.ops import extension; print(extension.build_info()); assert extension.load_error() is None, extension.load_error()' ||
-        S6LA_WITH_OPS=1 S6LA_WITH_CUDA=0 FORCE_CUDA='' "$python" setup.py build_ext --inplace; }
-    seconds=(120 120 60 60 60 120)
+    build() {
+        "$python" -c 'from s6la_mm.ops import extension as e; print(e.build_info()); assert not e.load_error()' ||
+            S6LA_WITH_OPS=1 S6LA_WITH_CUDA=0 FORCE_CUDA='' "$python" setup.py build_ext --inplace
+    }
+    seconds=(240 120 120 120 60 120) copy=16
 else
-    device=cuda selection='cuda and not more_elements' size=(8 32 200 336) image=(8 3 800 1344) iterations=100 archs=(r50) rounds=10
-    # Slim toolkits lack headers that come with torch's own packages; setup.py finds them there.
-    build() { FORCE_CUDA=1 S6LA_WITH_OPS=1 "$python" -m pip install --no-index --no-build-isolation --no-deps -e . &&
-        "$python" -c 'from s6la_mm.ops import extension; print(extension.build_info()); assert "cuda" in extension.compiled_devices()'; }
-    seconds=(180 120 60 60 60 60)
+    device=cuda selection='cuda and not more_elements' size=(8 32 200 336) image=(8 3 800 1344)
+    iterations=100 archs=(r50) rounds=10
+    build() {
+        FORCE_CUDA=1 S6LA_WITH_OPS=1 "$python" -m pip install --no-index --no-build-isolation --no-deps -e . &&
+            "$python" -c 'from s6la_mm.ops.extension import build_info; print(build_info()); assert build_info()["cuda"]'
+    }
+    seconds=(180 120 60 60 60 60) copy=256
 fi
 export -f build
 export python
@@ -148,20 +157,20 @@ S6LA_REQUIRE_OPS=1 step 'Tests of the op' "${seconds[1]}" 30 "$python" -m pytest
     tests/test_ops/test_kernels.py tests/test_ops/test_kernels_normalized.py tests/test_ops/test_kernels_backward.py \
     tests/test_ops/test_kernels_values.py -k "$selection"
 step 'Op, maps' "${seconds[2]}" 40 "$python" tools/benchmarks/op.py --device $device --shape "${size[@]}" \
-    --dtype float32 bfloat16 --rounds $rounds --against eager
+    --dtype float32 bfloat16 --rounds $rounds --copy-mib $copy --against eager
 if [ $rehearse = 0 ]; then
-    step 'Op, tokens' 40 30 "$python" tools/benchmarks/op.py --device $device --token 128 384 16 --dtype float32 --rounds 10 \
+    step 'Op, tokens' 40 30 "$python" tools/benchmarks/op.py --device $device --token 128 384 16 --rounds 10 \
         --against eager torch.compile
 fi
 for layout in channels_last contiguous; do
-    step "Backbones, bfloat16 autocast, $layout" "${seconds[3]}" 30 "$python" tools/benchmarks/backbone.py --device $device \
-        --arch "${archs[@]}" --shape "${image[@]}" --dtype bfloat16 --layout $layout --rounds $rounds
+    step "Backbones, bfloat16 autocast, $layout" "${seconds[3]}" 30 "$python" tools/benchmarks/backbone.py \
+        --device $device --arch "${archs[@]}" --shape "${image[@]}" --dtype bfloat16 --layout $layout --rounds $rounds
 done
 step 'Backbones, without the compiled op' "${seconds[3]}" 30 "$python" tools/benchmarks/backbone.py --device $device \
     --arch "${archs[@]}" --shape "${image[@]}" --dtype bfloat16 --rounds 2 --eager
 if [ $rehearse = 0 ]; then
-    step 'Backbones, DeiT-S' 60 30 "$python" tools/benchmarks/backbone.py --device $device --arch deit_s --shape 128 3 224 224 \
-        --dtype bfloat16 --rounds 10
+    step 'Backbones, DeiT-S' 60 30 "$python" tools/benchmarks/backbone.py --device $device --arch deit_s \
+        --shape 128 3 224 224 --dtype bfloat16 --rounds 10
 fi
 if command -v compute-sanitizer >/dev/null && [ $rehearse = 0 ]; then
     step 'compute-sanitizer' 60 15 compute-sanitizer --error-exitcode 9 "$python" -m pytest -q -p no:cacheprovider \
@@ -169,19 +178,20 @@ if command -v compute-sanitizer >/dev/null && [ $rehearse = 0 ]; then
 else
     skip 'compute-sanitizer' "$([ $rehearse = 1 ] && echo 'it needs a GPU' || echo 'it is not on PATH')"
 fi
-train=("$python" tools/train.py configs/quickstart/retinanet_s6la-r18_shapes.py --amp)
-options=(--cfg-options "train_cfg.max_iters=$iterations" "train_cfg.val_interval=$iterations" 'default_hooks.logger.interval=20')
-step "Training, $iterations iterations with AMP" "${seconds[5]}" 15 "${train[@]}" --work-dir "$out/amp" "${options[@]}"
+config=configs/quickstart/retinanet_s6la-r18_shapes.py
+options=(--cfg-options "train_cfg.max_iters=$iterations" "train_cfg.val_interval=$iterations")
+step "Training, $iterations iterations with AMP" "${seconds[5]}" 15 "$python" tools/train.py "$config" --amp \
+    --work-dir "$out/amp" "${options[@]}"
 gpus=$([ $rehearse = 1 ] && echo 0 || "$python" -c 'import torch; print(torch.cuda.device_count())')
 if [ "$gpus" -gt 1 ]; then
-    step 'Training, two processes' 60 15 env PORT=29511 bash tools/dist_train.sh configs/quickstart/retinanet_s6la-r18_shapes.py 2 \
-        --work-dir "$out/two" "${options[@]}"
+    step 'Training, two processes' 60 15 bash tools/dist_train.sh "$config" 2 --work-dir "$out/two" "${options[@]}"
 else
     skip 'Training, two processes' 'it needs two GPUs'
 fi
 plan=$(ls configs/comparisons/*cifar*.py 2>/dev/null | head -n 1)
 if [ -n "$plan" ] && [ $rehearse = 0 ]; then
-    step 'Comparison' $((deadline - SECONDS)) 30 "$python" tools/analysis_tools/compare.py "$plan" --out "$out/comparison"
+    step 'Comparison' $((deadline - SECONDS)) 30 \
+        "$python" tools/analysis_tools/compare.py "$plan" --out "$out/comparison"
 else
     skip 'Comparison' "$([ -n "$plan" ] && echo 'it needs a GPU' || echo 'there is no plan for CIFAR')"
 fi
