@@ -133,18 +133,18 @@ status=$?
 [ $status = 0 ] || die "$(tail -n 1 "$out/machine.log")"
 
 if [ $rehearse = 1 ]; then
-    device=cpu selection='cpu and every_dtype' size=(2 8 20 34) image=(1 3 64 64) iterations=4 archs=(r18) rounds=2
+    device=cpu selection='cpu and every_dtype' size=(2 8 20 34) image=(1 3 64 64) iterations=4 archs=(r18) rounds=1 dtypes=(float32)
     build() {
         "$python" -c 'from s6la_mm.ops import extension as e; print(e.build_info()); assert not e.load_error()' ||
             S6LA_WITH_OPS=1 S6LA_WITH_CUDA=0 FORCE_CUDA='' "$python" setup.py build_ext --inplace
     }
-    seconds=(240 120 120 120 60 120) copy=16
+    seconds=(240 120 120 120 120 120) copy=16
 else
     device=cuda selection='cuda and not more_elements' size=(8 32 200 336) image=(8 3 800 1344)
-    iterations=100 archs=(r50) rounds=10
+    iterations=100 archs=(r50) rounds=10 dtypes=(float32 bfloat16)
     build() {
         FORCE_CUDA=1 S6LA_WITH_OPS=1 "$python" -m pip install --no-index --no-build-isolation --no-deps -e . &&
-            "$python" -c 'from s6la_mm.ops.extension import build_info; print(build_info()); assert build_info()["cuda"]'
+            "$python" -c 'from s6la_mm.ops.extension import build_info as b; print(b()); assert b()["cuda"]'
     }
     seconds=(180 120 60 60 60 60) copy=256
 fi
@@ -157,7 +157,7 @@ S6LA_REQUIRE_OPS=1 step 'Tests of the op' "${seconds[1]}" 30 "$python" -m pytest
     tests/test_ops/test_kernels.py tests/test_ops/test_kernels_normalized.py tests/test_ops/test_kernels_backward.py \
     tests/test_ops/test_kernels_values.py -k "$selection"
 step 'Op, maps' "${seconds[2]}" 40 "$python" tools/benchmarks/op.py --device $device --shape "${size[@]}" \
-    --dtype float32 bfloat16 --rounds $rounds --copy-mib $copy --against eager
+    --dtype "${dtypes[@]}" --rounds $rounds --copy-mib $copy --against eager
 if [ $rehearse = 0 ]; then
     step 'Op, tokens' 40 30 "$python" tools/benchmarks/op.py --device $device --token 128 384 16 --rounds 10 \
         --against eager torch.compile
@@ -169,7 +169,7 @@ done
 step 'Backbones, without the compiled op' "${seconds[3]}" 30 "$python" tools/benchmarks/backbone.py --device $device \
     --arch "${archs[@]}" --shape "${image[@]}" --dtype bfloat16 --rounds 2 --eager
 if [ $rehearse = 0 ]; then
-    step 'Backbones, DeiT-S' 60 30 "$python" tools/benchmarks/backbone.py --device $device --arch deit_s \
+    step 'Backbones, DeiT-S' 60 30 "$python" tools/benchmarks/backbone.py --device $device --arch deit-s \
         --shape 128 3 224 224 --dtype bfloat16 --rounds 10
 fi
 if command -v compute-sanitizer >/dev/null && [ $rehearse = 0 ]; then
