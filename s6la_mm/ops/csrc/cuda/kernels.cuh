@@ -51,8 +51,10 @@ MapArguments map_arguments(const Problem& p, const MapGrid& grid) {
   a.one_by_channels = 1.0 / (p.channels_inner ? p.inner : p.rows);
   a.chunks = static_cast<unsigned>(grid.chunks);
   a.tiles = static_cast<unsigned>(grid.tiles);
-  a.tiles_of_a_map = static_cast<unsigned>(grid.tiles / p.batches);
-  a.by_tiles_of_a_map = make_divisor(a.tiles_of_a_map);
+  if (!p.channels_inner) {  // whose tiles do not stop at the end of a map
+    a.tiles_of_a_map = static_cast<unsigned>(grid.tiles / p.batches);
+    a.by_tiles_of_a_map = make_divisor(a.tiles_of_a_map);
+  }
   while (1 << a.log_lanes < grid.lanes) ++a.log_lanes;
   a.with_softplus = p.with_softplus;
   a.normalize = p.normalize;
