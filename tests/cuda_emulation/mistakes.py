@@ -61,7 +61,7 @@ MISTAKES = {
     'one shuffle too few': Mistake(
         MAP, 'v = add_lanes(v, lanes, kWarp);', 'v = add_lanes(v, 2 * lanes, kWarp);', NORMALIZED
     ),
-    'a factor of the gradient of x': Mistake(MAP, 'by_r * (r * r) * mean', 'by_r * r * mean', NORMALIZED),
+    'a factor of the gradient of x': Mistake(MAP, 'by_r * (r * r) * p.one', 'by_r * r * p.one', NORMALIZED),
     'the tiles before the last': Mistake(
         MAP, 'sum_A = sum_A + g.A;', 'sum_A = g.A;', 'test_kernels_backward.py large_map'
     ),

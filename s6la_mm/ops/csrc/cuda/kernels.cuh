@@ -32,10 +32,10 @@ MapArray map_array(const Operand& o, const Problem& p, size_t size) {
 }
 
 template <typename State, typename Input>
-MapArguments map_arguments(const Problem& p, const MapGrid& grid) {
+MapArguments<ComputeOf<State>> map_arguments(const Problem& p, const MapGrid& grid) {
   using Compute = ComputeOf<State>;
   const auto array = [&](const Operand& o, size_t size) { return map_array<Compute>(o, p, size); };
-  MapArguments a{};
+  MapArguments<Compute> a{};
   a.x = array(p.x, sizeof(Input));
   a.dt = array(p.dt, sizeof(Input));
   a.B = array(p.B, sizeof(Input));
@@ -47,8 +47,8 @@ MapArguments map_arguments(const Problem& p, const MapGrid& grid) {
   a.batches = static_cast<unsigned>(p.batches);
   a.rows = static_cast<unsigned>(p.rows);
   a.inner = p.inner;
-  a.norm_eps = p.norm_eps;
-  a.one_by_channels = 1.0 / (p.channels_inner ? p.inner : p.rows);
+  a.norm_eps = static_cast<Compute>(p.norm_eps);
+  a.one_by_channels = static_cast<Compute>(1.0 / (p.channels_inner ? p.inner : p.rows));
   a.chunks = static_cast<unsigned>(grid.chunks);
   a.tiles = static_cast<unsigned>(grid.tiles);
   if (!p.channels_inner) {  // whose tiles do not stop at the end of a map
@@ -71,14 +71,14 @@ auto choose_map_kernel(const Problem& p) {
 
 template <typename State, typename Input>
 cudaError_t Kernels<State, Input>::map_forward(const Problem& p, const MapGrid& grid, Queue queue) {
-  const MapArguments a = map_arguments<State, Input>(p, grid);
+  const MapArguments<Compute> a = map_arguments<State, Input>(p, grid);
   return launch(choose_map_kernel<State, Input, false>(p), grid.blocks * grid.chunks, grid.threads, queue, a);
 }
 
 template <typename State, typename Input>
 cudaError_t Kernels<State, Input>::map_backward(const Problem& p, const MapGradients& out, void* sums,
                                                 const MapGrid& grid, Queue queue) {
-  MapArguments a = map_arguments<State, Input>(p, grid);
+  MapArguments<Compute> a = map_arguments<State, Input>(p, grid);
   a.by_x = map_array<Compute>(out.x, p, sizeof(Input));
   a.by_dt = map_array<Compute>(out.dt, p, sizeof(Input));
   a.by_B = map_array<Compute>(out.B, p, sizeof(Input));

@@ -40,12 +40,13 @@ inline Divisor make_divisor(uint64_t divisor) {
   return {static_cast<unsigned>(((uint64_t(1) << shift) + divisor - 1) / divisor), shift};
 }
 
+template <typename Compute>
 struct MapArguments {
   MapArray x, dt, B, h, states, by_x, by_dt, by_B, by_h;
   const void *A, *bias;
   void* sums;
   int64_t inner;
-  double norm_eps, one_by_channels;
+  Compute norm_eps, one_by_channels;
   unsigned batches, rows, chunks, tiles, tiles_of_a_map;
   Divisor by_tiles_of_a_map;
   int log_lanes;
@@ -92,7 +93,8 @@ __device__ __forceinline__ Vec<Compute, n> add_slots(Vec<Compute, n> v, int lane
 
 // kZoh: known to the compiler, since the derivatives of zero-order hold take twice the registers of the others.
 template <typename State, typename Input, bool kChannelsInner, bool kBackward, bool kZoh>
-__global__ void __launch_bounds__(kMapThreads, kBackward ? (kZoh ? 2 : 3) : 4) map_kernel(const MapArguments p) {
+__global__ void __launch_bounds__(kMapThreads, kBackward ? (kZoh ? 2 : 3) : 4)
+    map_kernel(const MapArguments<ComputeOf<State>> p) {
   using Compute = ComputeOf<State>;
   constexpr int n = kVec<Compute>;
   using V = Vec<Compute, n>;
@@ -163,13 +165,12 @@ __global__ void __launch_bounds__(kMapThreads, kBackward ? (kZoh ? 2 : 3) : 4) m
     const auto over_channels = [&](V v, int which) {
       return kChannelsInner ? V::all(add_lanes(sum(v), 1, lanes)) : add_slots(v, lanes, shared[which]);
     };
-    const Compute mean = static_cast<Compute>(p.one_by_channels);
     V r = V::all(1);
     if (normalize) {
       const V squares = over_channels(x * x, 0);
 #pragma unroll
       for (int k = 0; k < n; ++k) {
-        r.at[k] = rsqrt(squares.at[k] * mean + static_cast<Compute>(p.norm_eps));
+        r.at[k] = rsqrt(squares.at[k] * p.one_by_channels + p.norm_eps);
       }
     }
     if constexpr (!kBackward) {
@@ -184,15 +185,20 @@ __global__ void __launch_bounds__(kMapThreads, kBackward ? (kZoh ? 2 : 3) : 4) m
         if (k >= left) g.x.at[k] = g.dt.at[k] = g.B.at[k] = g.A.at[k] = 0;
       }
     }
-    sum_A = sum_A + g.A;
-    sum_bias = sum_bias + g.dt;
+    if constexpr (kChannelsInner) {
+      sum_A = sum_A + g.A;
+      sum_bias = sum_bias + g.dt;
+    } else {  // all of one channel
+      sum_A.at[0] += sum(g.A);
+      sum_bias.at[0] += sum(g.dt);
+    }
     write(State(), p.by_h, g.h);
     write(Input(), p.by_dt, g.dt * r);
     write(Input(), p.by_B, g.B * r);
     V by_x = g.x;
     if (normalize) {
       const V by_r = over_channels(g.x * x + g.dt * dt + g.B * B, 1);
-      by_x = (g.x - x * by_r * (r * r) * mean) * r;
+      by_x = (g.x - x * by_r * (r * r) * p.one_by_channels) * r;
     }
     write(Input(), p.by_x, by_x);
   }
@@ -211,7 +217,7 @@ __global__ void __launch_bounds__(kMapThreads, kBackward ? (kZoh ? 2 : 3) : 4) m
       }
     }
   } else {
-    const Compute by_A = add_lanes(sum(sum_A), 1, lanes), by_bias = add_lanes(sum(sum_bias), 1, lanes);
+    const Compute by_A = add_lanes(sum_A.at[0], 1, lanes), by_bias = add_lanes(sum_bias.at[0], 1, lanes);
     if (lane == 0 && channel < channels) {
       sums[0] = by_A;
       sums[channels] = by_bias;
