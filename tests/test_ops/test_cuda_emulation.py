@@ -50,8 +50,9 @@ def passed(run: subprocess.CompletedProcess[str]) -> int:
 
 
 def test_kernels_pass_the_tests_of_the_op():
-    """Without the tests of numbers that are not finite, which take half of the time."""
-    assert passed(run_on(build.build(), *KERNEL_TESTS, '-k', f'{REAL_MODULE} and not finite')) > 700
+    """Without those that take half of the time: numbers that are not finite, and what is not the kernels' own."""
+    chosen = f'{REAL_MODULE} and not finite and not bitwise and not copied and not opcheck and not public'
+    assert passed(run_on(build.build(), *KERNEL_TESTS, '-k', chosen)) > 1300
 
 
 @pytest.mark.nightly
@@ -61,7 +62,7 @@ def test_kernels_pass_all_tests_of_the_op(flavour, tmp_path):
     run = run_on(build.build(flavour), *KERNEL_TESTS, '-k', REAL_MODULE, **variables)
     reports = [path.read_text() for path in tmp_path.glob('report*')]
     assert not reports, reports[0][:6000]
-    assert passed(run) > 800
+    assert passed(run) > 1500
 
 
 @pytest.mark.parametrize(

@@ -206,7 +206,7 @@ void token_backward(const Call& call, const Tensor& grad, const Results& results
   const auto add_up = [](const OptionalTensor& result, const Tensor& parts) {
     if (!result.has_value() || !parts.defined()) return;
     Tensor sum = *result;
-    sum.scalar_type() == parts.scalar_type() ? at::sum_out(sum, parts, 0) : sum.copy_(parts.sum(0));
+    sum.scalar_type() == parts.scalar_type() ? at::sum_out(sum, parts, at::IntArrayRef({0})) : sum.copy_(parts.sum(0));
   };
   add_up(results.x, x_parts);
   add_up(results.dt, dt_parts);
