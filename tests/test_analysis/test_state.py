@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from mmdet.models import ResNet
+from tool_runner import load
 from torch import nn
 
-from s6la_mm.analysis.figures import write_state_page
 from s6la_mm.analysis.state import Regression, StateAnalysis, liveliest_channels
 from s6la_mm.backbones import S6LAResNet, S6LAViT
 from s6la_mm.common.errors import UsageError
@@ -85,7 +85,9 @@ def test_several_images_and_the_page(tmp_path):
     assert [len(write.rms) for write in analysis.writes] == [2] * 7
     states = {1: analysis.writes[1].map, 6: analysis.writes[6].map}
     pixels = torch.zeros(33, 47, 3, dtype=torch.uint8).numpy()
-    page = write_state_page(analysis, [('a<b.png', pixels, states)], 'title', 'x.pth', str(tmp_path))
+    page = load('analysis_tools/analyze_state.py').write_state_page(
+        analysis, [('a<b.png', pixels, states)], 'title', 'x.pth', str(tmp_path)
+    )
     text = open(page).read()
     assert 'a&lt;b.png' in text and 'images: 2' in text
     for name in ('decay', 'delta', 'norms', 'retention', 'maps_0'):
