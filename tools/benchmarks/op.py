@@ -30,7 +30,6 @@ from s6la_mm.benchmarks.timing import (
     spread,
 )
 from s6la_mm.ops import extension, reference, selective_update
-from s6la_mm.testing import sample_inputs
 
 TYPES = ('float32', 'bfloat16', 'float16', 'float64')
 MEMORY_FORMATS = dict(contiguous=torch.contiguous_format, channels_last=torch.channels_last)
@@ -84,11 +83,15 @@ def make_inputs(args: argparse.Namespace, layout: str, dtype: str) -> tuple[dict
     """The arguments of ``selective_update``, which require gradients, and the gradient of its output."""
     if args.token:
         batch, channels, state_dim = args.token
-        shape = dict(batch=batch, channels=channels, state_dim=state_dim)
+        h, x, A, B = args.token, (batch, channels), (channels, state_dim), (batch, state_dim)
     else:
-        batch, state_dim, *size = args.shape
-        shape = dict(batch=batch, state_dim=state_dim, size=tuple(size))
-    inputs = sample_inputs('token' if args.token else 'map', dtype=getattr(torch, dtype), device=args.device, **shape)
+        h = x = B = args.shape
+        A = (args.shape[1],)
+    torch.manual_seed(0)
+    random = partial(torch.randn, dtype=getattr(torch, dtype), device=args.device)
+    parameter = partial(random, dtype=torch.promote_types(getattr(torch, dtype), torch.float32))
+    inputs = dict(h=random(h), x=random(x), dt=random(x).abs(), A=-parameter(A).exp(), B=random(B))
+    inputs['dt_bias'] = parameter(A[:1]).abs()
     for name, tensor in inputs.items():
         if tensor.dim() == 4:
             tensor = tensor.to(memory_format=MEMORY_FORMATS[layout])
