@@ -6,7 +6,6 @@ what is reported is the median of the rounds' ratios, with their spread.
 
 from __future__ import annotations
 
-import ctypes
 import math
 import multiprocessing
 import os
@@ -133,22 +132,6 @@ def alternating_rounds(
         for name in names[first:] + names[:first]:
             times[name].append(seconds_per_call(functions[name], device, calls[name]))
     return times
-
-
-def keep_freed_memory() -> bool:
-    """Lets glibc's malloc keep what is freed, for the rest of the process, as PyTorch's allocator on CUDA does.
-
-    By default large blocks go back to the system and are faulted in anew, which can take as long as a memory-bound
-    operation that writes them: 27 of 59 ms CPU time in a forward and backward pass of the state update, where measured.
-
-    Returns:
-        bool: Whether there is such a malloc.
-    """
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, 'mallopt'):
-        return False
-    trim_threshold, mmap_max = -1, -4  # malloc.h
-    return bool(libc.mallopt(mmap_max, 0) and libc.mallopt(trim_threshold, -1))
 
 
 class PeakMemory:

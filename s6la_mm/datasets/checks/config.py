@@ -16,7 +16,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, init_default_scope
-from mmengine.utils import ProgressBar
+from mmengine.utils import track_iter_progress
 
 from ...common.cli import explain
 from ...common.configs import innermost_dataset
@@ -203,16 +203,11 @@ def _look_at_all(paths: list[str], split: str, workers: int, decode: bool) -> tu
 def _in_parallel(function: Callable, items: Iterable, workers: int) -> list:
     """Results in the order of the items, with a bar where somebody looks."""
     items = list(items)
-    bar = ProgressBar(len(items), file=sys.stderr) if sys.stderr.isatty() and items else None
-    results = []
     with ThreadPoolExecutor(workers) as pool:
-        for result in pool.map(function, items):
-            results.append(result)
-            if bar:
-                bar.update()
-    if bar:
-        sys.stderr.write('\n')
-    return results
+        results = pool.map(function, items)
+        if items and sys.stderr.isatty():
+            results = track_iter_progress((results, len(items)), file=sys.stderr)
+        return list(results)
 
 
 def _leakage(train: list[ImageFile], held_out: list[ImageFile], split: str) -> Iterator[Finding]:
