@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..layers import STATE_LAYERS
 from .layouts import Layout, find_layout
 from .reading import Weights, without_wrappers
-from .surgery import TRANSFORMS, Item, Items, resize_state
+from .surgery import Item, Items, resize_state
 
 ACTIONS = ('kept', 'renamed', 'reshaped', 'new', 'left out')
 # Notes of what is left out, where it matters why.
@@ -129,7 +129,7 @@ def match_backbone(
     state, extras = _new_prefixes(module)
     is_s6la = any(key.startswith(state) for key in items)
     for name in chosen.transforms:
-        TRANSFORMS[name](items, target)
+        module.family.transforms[name](items, target)
     if fresh_reads:
         for key in [key for key in items if key.endswith('.read.weight')]:
             entries.append(_entry(items.pop(key), '', 'left out', 'reads start at zero'))
@@ -174,6 +174,10 @@ def _choose_layout(
     if isinstance(layout, Layout):
         if layout.backbone not in {cls.__name__ for cls in type(module).__mro__}:
             raise ValueError(f'layout {layout.name!r} is of {layout.backbone}, and the backbone is a {name}')
+        unknown = sorted(set(layout.transforms) - set(module.family.transforms))
+        if unknown:
+            known = ', '.join(module.family.transforms) or 'none'
+            raise ValueError(f'layout {layout.name!r}: {unknown} are no transforms of {name}, which has {known}')
         candidates = (layout,)
     elif layout != 'auto':
         names = [each.name for each in candidates]

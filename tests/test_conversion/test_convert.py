@@ -321,9 +321,7 @@ def test_timm_reads_the_authors_files_alike(saved, tmp_path, name, arch, options
 
 def test_verify_notices_a_wrong_mapping(saved, tmp_path, monkeypatch):
     """A test of the check itself."""
-    from s6la_mm.checkpoint.surgery import TRANSFORMS
-
-    monkeypatch.setitem(TRANSFORMS, 'reorder_patch_merging', lambda items, target: None)
+    monkeypatch.setitem(S6LASwin.family.transforms, 'reorder_patch_merging', lambda items, target: None)
     _, state = make_source('timm Swin')
     with pytest.raises(ValueError, match='computes something else: relative difference'):
         convert_checkpoint(saved(state), str(tmp_path / 'out.pth'), 's6la_swin_t', options=SWIN, verify=True)
