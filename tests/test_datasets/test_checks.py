@@ -15,9 +15,12 @@ from tool_runner import call, load
 
 from s6la_mm.common.errors import UsageError
 from s6la_mm.datasets import generate_shapes
-from s6la_mm.datasets.checks import KINDS, Finding, Report, check_config_data
 from s6la_mm.datasets.checks.coco import CocoFile, _decode_counts
+from s6la_mm.datasets.checks.findings import KINDS, Finding
 from s6la_mm.datasets.checks.image_files import look_at_image
+
+TOOL = load('misc/check_dataset.py')
+Report, check_config_data = TOOL.Report, TOOL.check_config_data
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 COCO = CONFIGS / 'mask_rcnn/mask-rcnn_s6la-r50_fpn_1x_coco.py'
@@ -201,7 +204,7 @@ def test_config_without_data():
 
 def test_table():
     report = Report([Finding('missing-image', 'train', name) for name in ('a.jpg', 'b.jpg')], images=10, seconds=0.5)
-    assert load('misc/check_dataset.py').table(report, examples=1).splitlines() == [
+    assert TOOL.table(report, examples=1).splitlines() == [
         'error  missing-image   2  the file is not there: get it, or remove its entry',
         '                          train: a.jpg',
         '                          ... and 1 more',

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 # kind: (level, what it means and what to do). An error stops a training or makes it learn what is wrong; a note
 # is for information.
@@ -58,23 +58,3 @@ class Finding:
     def level(self) -> str:
         """``'error'`` or ``'note'``."""
         return KINDS[self.kind][0]
-
-
-@dataclass
-class Report:
-    """All findings of a config's data sets, and how much was looked at.
-
-    Example:
-        >>> report = Report(findings=[Finding('missing-image', 'train', 'a.jpg')], images=10, seconds=0.5)
-        >>> report.has_errors
-        True
-    """
-
-    findings: list[Finding] = field(default_factory=list)
-    images: int = 0
-    seconds: float = 0.0
-
-    @property
-    def has_errors(self) -> bool:
-        """Whether one of the findings is an error."""
-        return any(finding.level == 'error' for finding in self.findings)
