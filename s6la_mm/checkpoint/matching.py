@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -69,32 +67,6 @@ class Match:
     def new(self) -> list[str]:
         """Names of the backbone's tensors that the checkpoint does not have."""
         return [entry.target for entry in self.entries if entry.action == 'new']
-
-    def table(self) -> list[str]:
-        """The entries as aligned lines, and the counts below them."""
-        rows = [('checkpoint', 'backbone', 'shape', 'what was done')]
-        for e in self.entries:
-            what = e.action + (f': {e.note}' if e.note else '')
-            rows.append((e.source or '-', e.target or '-', 'x'.join(map(str, e.shape)) or '1', what))
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        lines = [f'{a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d}' for a, b, c, d in rows]
-        return [*lines, '', *self.summary()]
-
-    def summary(self) -> list[str]:
-        """Counts and bytes by action."""
-        counts = Counter(e.action for e in self.entries)
-        size = {action: sum(e.bytes for e in self.entries if e.action == action) for action in ACTIONS}
-        return [f'{a:<9} {counts[a]:>5} tensors {size[a] / 2**20:>9.2f} MiB' for a in ACTIONS if counts[a]]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return dict(
-            layout=self.layout,
-            prefix=self.prefix,
-            entries=[asdict(e) for e in self.entries],
-            problems=self.problems,
-            counts=dict(Counter(e.action for e in self.entries)),
-        )
 
 
 def match_backbone(

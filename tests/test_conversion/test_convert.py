@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -275,7 +276,7 @@ def test_partial(saved, tmp_path):
     content = torch.load(done.path, weights_only=True)['state_dict']
     assert content['layer1.1.conv1.weight'].equal(state['layer1.1.conv1.weight'])
     assert 'layer1.2.conv1.weight' in done.match.new() and done.match.problems
-    json.dumps(done.match.as_dict())
+    json.dumps([done.match.problems, *map(asdict, done.match.entries)])
 
 
 def test_source_and_destination(resnet18, tmp_path):

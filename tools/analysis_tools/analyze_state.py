@@ -18,7 +18,7 @@ from matplotlib import pyplot as plt
 
 import s6la_mm  # noqa: F401  (registers the backbones; allow-lists what checkpoints hold)
 from s6la_mm.analysis.page import write_page
-from s6la_mm.analysis.state import StateAnalysis, liveliest_channels
+from s6la_mm.analysis.state import StateAnalysis
 from s6la_mm.common.cli import add_cfg_options, clear_errors, find_images, load_config, require_file, require_writable
 from s6la_mm.common.files import write_atomically
 from s6la_mm.common.inference import init_model, predictor
@@ -176,6 +176,12 @@ def draw_retention(analysis: StateAnalysis, summary: dict) -> plt.Figure:
     right.grid(alpha=0.3)
     label_writes(right, summary)
     return figure
+
+
+def liveliest_channels(state: torch.Tensor, number: int) -> list[int]:
+    """The channels of a state map (N, H, W) that vary most over the image, relative to their size."""
+    spread = state.std((1, 2), unbiased=False) / (state.square().mean((1, 2)).sqrt() + 1e-12)
+    return spread.argsort(descending=True)[:number].tolist()
 
 
 def draw_maps(pixels: np.ndarray, states: dict[int, torch.Tensor], analysis: StateAnalysis) -> plt.Figure:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import functools
+import hashlib
 import json
 import os
 import os.path as osp
@@ -28,7 +29,7 @@ from s6la_mm.common.files import write_atomically
 from s6la_mm.datasets import ShapesDataset
 from s6la_mm.datasets.checks.coco import CocoFile
 from s6la_mm.datasets.checks.findings import KINDS, Finding
-from s6la_mm.datasets.checks.image_files import ImageFile, content_hash, look_at_image
+from s6la_mm.datasets.checks.image_files import ImageFile, look_at_image
 from s6la_mm.engine.hooks.label_check import unknown_labels
 
 NO_PIPELINE = dict(pipeline=[], lazy_init=False)
@@ -236,6 +237,12 @@ def in_parallel(function: Callable, items: Sequence, workers: int) -> list:
         if items and sys.stderr.isatty():
             results = track_iter_progress((results, len(items)), file=sys.stderr)
         return list(results)
+
+
+def content_hash(path: str) -> str:
+    """Digest of a file's bytes."""
+    with open(path, 'rb') as file:
+        return hashlib.md5(file.read()).hexdigest()  # file_digest came with Python 3.11
 
 
 def leakage(train: list[ImageFile], held_out: list[ImageFile], split: str) -> Iterator[Finding]:
