@@ -6,6 +6,7 @@ what is reported is the median of the rounds' ratios, with their spread.
 
 from __future__ import annotations
 
+import gc
 import math
 import multiprocessing
 import os
@@ -156,6 +157,7 @@ class PeakMemory:
         self.bytes = 0
 
     def __enter__(self) -> PeakMemory:
+        gc.collect()  # what is freed later would hide as much of the rise
         if self.on_cpu:
             with open('/proc/self/clear_refs', 'w') as file:
                 file.write('5')  # proc(5): the peak resident size becomes the present one
