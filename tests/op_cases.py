@@ -9,12 +9,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
+from op_inputs import DEVICES, EPS, sample_inputs
 from torch import Tensor
 
 from s6la_mm.compat import TORCH
 from s6la_mm.ops import reference
 from s6la_mm.ops.extension import build_command, compiled_devices
-from s6la_mm.testing import DEVICES, EPS, sample_inputs
 
 Inputs = dict[str, Tensor]  # the op's tensors by name
 NAMES = ('x', 'dt', 'A', 'B', 'h0', 'dt_bias')

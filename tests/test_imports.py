@@ -17,7 +17,7 @@ from tool_runner import ROOT
 FLOORS = (
     ('compat', 'environment', 'registry', 'version'),
     ('ops',),
-    ('layers', 'necks', 'optim', 'testing'),
+    ('layers', 'necks', 'optim'),
     ('checkpoint',),
     ('backbones',),
     ('common',),

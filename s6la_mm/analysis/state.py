@@ -85,25 +85,13 @@ class Regression:
         return float(left / (total.sum() / (self.samples - 1)).clamp(min=1e-300))
 
 
-@dataclass
-class Read:
-    """What is known about one read.
-
-    Attributes:
-        name (str): Name of the reader.
-        share (list[float]): Root mean square of what is read, over that of what it is added to.
-    """
-
-    name: str
-    share: list[float] = field(default_factory=list)
-
-
 class StateAnalysis:
     """Collects statistics of the state while a model computes.
 
     Attributes:
         writes (list[Write]): By depth.
-        reads (list[Read]): By depth.
+        reads (dict[str, list[float]]): By depth, for each reader and image: the root mean square of what is read, over
+            that of what it is added to.
 
     Args:
         backbone (nn.Module): An S6LA backbone, in evaluation mode.
@@ -118,14 +106,14 @@ class StateAnalysis:
         >>> analysis = StateAnalysis(backbone)
         >>> with analysis.watching(), torch.no_grad():
         ...     _ = backbone(torch.rand(1, 3, 64, 64))
-        >>> len(analysis.writes), len(analysis.reads), analysis.reads[-1].share
+        >>> len(analysis.writes), len(analysis.reads), analysis.reads['layer4.1.read']
         (7, 8, [0.0])
     """
 
     def __init__(self, backbone: nn.Module) -> None:
         self.backbone = backbone
         self.writes: list[Write] = []
-        self.reads: list[Read] = []
+        self.reads: dict[str, list[float]] = {}
         self._readers = {m: name for name, m in backbone.named_modules() if isinstance(m, (StateRead, TokenRead))}
         if not self._readers:
             raise UsageError(f'{type(backbone).__name__} carries no state: this needs an S6LA backbone')
@@ -143,7 +131,7 @@ class StateAnalysis:
                 handle.remove()
 
     def _begin(self, *_: Any) -> None:
-        self._write = self._read = 0
+        self._write = 0
 
     @torch.no_grad()
     def _look_at_write(self, name: str, cell: nn.Module, x: Tensor, h: Tensor) -> None:
@@ -165,8 +153,6 @@ class StateAnalysis:
 
     @torch.no_grad()
     def _look_at_read(self, reader: nn.Module, args: tuple, out: Tensor) -> None:
-        if self._read == len(self.reads):
-            self.reads.append(Read(self._readers[reader]))
         if isinstance(reader, StateRead):
             read = reader.contribution(args[0])
             own = out - read
@@ -174,8 +160,7 @@ class StateAnalysis:
             own = args[0]
             read = out - own
         share = read.float().square().mean().sqrt() / own.float().square().mean().sqrt().clamp(min=1e-12)
-        self.reads[self._read].share.append(float(share))
-        self._read += 1
+        self.reads.setdefault(self._readers[reader], []).append(float(share))
 
     def retention(self) -> Tensor:
         """How much of what was written at one depth is left at another.
@@ -221,7 +206,7 @@ class StateAnalysis:
                     new=_finite(write.regression.unexplained()) if write.regression else None,
                 )
             )
-        reads = [dict(name=read.name, share=sum(read.share) / len(read.share)) for read in self.reads]
+        reads = [dict(name=name, share=sum(shares) / len(shares)) for name, shares in self.reads.items()]
         return dict(percentiles=levels, writes=writes, reads=reads)
 
 
@@ -234,15 +219,3 @@ def _some(values: Tensor) -> Tensor:
     """Evenly spread samples of a tensor."""
     values = values.float().flatten()
     return values[:: max(1, len(values) // SAMPLES)][: 2 * SAMPLES].cpu()
-
-
-def liveliest_channels(state: Tensor, number: int) -> list[int]:
-    """The channels of a state map (N, H, W) that vary most over the image, relative to their size.
-
-    Example:
-        >>> import torch
-        >>> liveliest_channels(torch.stack((torch.ones(2, 2), torch.eye(2))), 1)
-        [1]
-    """
-    spread = state.std((1, 2), unbiased=False) / (state.square().mean((1, 2)).sqrt() + 1e-12)
-    return spread.argsort(descending=True)[:number].tolist()

@@ -1,1 +1,1 @@
-"""Times, memory and scaling: what the scripts in tools/benchmarks measure with."""
+"""Times and memory: what the scripts in tools/benchmarks measure with."""

@@ -6,7 +6,7 @@ what is reported is the median of the rounds' ratios, with their spread.
 
 from __future__ import annotations
 
-import ctypes
+import gc
 import math
 import multiprocessing
 import os
@@ -135,22 +135,6 @@ def alternating_rounds(
     return times
 
 
-def keep_freed_memory() -> bool:
-    """Lets glibc's malloc keep what is freed, for the rest of the process, as PyTorch's allocator on CUDA does.
-
-    By default large blocks go back to the system and are faulted in anew, which can take as long as a memory-bound
-    operation that writes them: 27 of 59 ms CPU time in a forward and backward pass of the state update, where measured.
-
-    Returns:
-        bool: Whether there is such a malloc.
-    """
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, 'mallopt'):
-        return False
-    trim_threshold, mmap_max = -1, -4  # malloc.h
-    return bool(libc.mallopt(mmap_max, 0) and libc.mallopt(trim_threshold, -1))
-
-
 class PeakMemory:
     """Measures how far memory in use rises above what it is at entry; for a process of its own (:func:`run_in_child`).
 
@@ -173,6 +157,7 @@ class PeakMemory:
         self.bytes = 0
 
     def __enter__(self) -> PeakMemory:
+        gc.collect()  # what is freed later would hide as much of the rise
         if self.on_cpu:
             with open('/proc/self/clear_refs', 'w') as file:
                 file.write('5')  # proc(5): the peak resident size becomes the present one

@@ -1,7 +1,6 @@
 """Loading weights safely, and saying what was loaded.
 
-What builds backbones is not imported here, as the backbones need this package: ``s6la_mm.conversion.convert`` and
-``s6la_mm.conversion.inspection``.
+What builds backbones is in ``s6la_mm.conversion``, as the backbones need this package.
 """
 
 from .pretrained import PretrainedMixin, load_pretrained

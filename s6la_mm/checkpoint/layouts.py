@@ -14,8 +14,6 @@ from dataclasses import dataclass, fields
 
 from torch import Tensor
 
-from .surgery import TRANSFORMS
-
 
 @dataclass(frozen=True)
 class Layout:
@@ -29,7 +27,7 @@ class Layout:
             fits counts, and a key that none fits keeps its name.
         drop (tuple[str, ...]): Regular expressions of keys that have no place in a backbone and are no loss: buffers
             that are computed, and what belongs to another way of aggregating layers.
-        transforms (tuple[str, ...]): Names of functions in ``surgery.py``, in order.
+        transforms (tuple[str, ...]): Names of the family's ``transforms``, in order.
         backbone (str, optional): Class that it can be read into, which a JSON file names.
     """
 
@@ -82,9 +80,6 @@ def read_layout(path: str) -> Layout:
             re.sub(pattern, replacement, '')
         except (re.error, IndexError) as error:
             raise ValueError(f'{path}: {pattern!r} is no regular expression for {replacement!r}: {error}') from None
-    unknown = set(content['transforms']) - set(TRANSFORMS)
-    if unknown:
-        raise ValueError(f'{path}: {sorted(unknown)} are no transforms: use some of {sorted(TRANSFORMS)}')
     return Layout(**content)
 
 

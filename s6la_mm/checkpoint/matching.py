@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from ..layers import STATE_LAYERS
 from .layouts import Layout, find_layout
 from .reading import Weights, without_wrappers
-from .surgery import TRANSFORMS, Item, Items, resize_state
+from .surgery import Item, Items, resize_state
 
 ACTIONS = ('kept', 'renamed', 'reshaped', 'new', 'left out')
 # Notes of what is left out, where it matters why.
@@ -70,32 +68,6 @@ class Match:
         """Names of the backbone's tensors that the checkpoint does not have."""
         return [entry.target for entry in self.entries if entry.action == 'new']
 
-    def table(self) -> list[str]:
-        """The entries as aligned lines, and the counts below them."""
-        rows = [('checkpoint', 'backbone', 'shape', 'what was done')]
-        for e in self.entries:
-            what = e.action + (f': {e.note}' if e.note else '')
-            rows.append((e.source or '-', e.target or '-', 'x'.join(map(str, e.shape)) or '1', what))
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        lines = [f'{a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d}' for a, b, c, d in rows]
-        return [*lines, '', *self.summary()]
-
-    def summary(self) -> list[str]:
-        """Counts and bytes by action."""
-        counts = Counter(e.action for e in self.entries)
-        size = {action: sum(e.bytes for e in self.entries if e.action == action) for action in ACTIONS}
-        return [f'{a:<9} {counts[a]:>5} tensors {size[a] / 2**20:>9.2f} MiB' for a in ACTIONS if counts[a]]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return dict(
-            layout=self.layout,
-            prefix=self.prefix,
-            entries=[asdict(e) for e in self.entries],
-            problems=self.problems,
-            counts=dict(Counter(e.action for e in self.entries)),
-        )
-
 
 def match_backbone(
     weights: Weights,
@@ -129,7 +101,7 @@ def match_backbone(
     state, extras = _new_prefixes(module)
     is_s6la = any(key.startswith(state) for key in items)
     for name in chosen.transforms:
-        TRANSFORMS[name](items, target)
+        module.family.transforms[name](items, target)
     if fresh_reads:
         for key in [key for key in items if key.endswith('.read.weight')]:
             entries.append(_entry(items.pop(key), '', 'left out', 'reads start at zero'))
@@ -174,6 +146,10 @@ def _choose_layout(
     if isinstance(layout, Layout):
         if layout.backbone not in {cls.__name__ for cls in type(module).__mro__}:
             raise ValueError(f'layout {layout.name!r} is of {layout.backbone}, and the backbone is a {name}')
+        unknown = sorted(set(layout.transforms) - set(module.family.transforms))
+        if unknown:
+            known = ', '.join(module.family.transforms) or 'none'
+            raise ValueError(f'layout {layout.name!r}: {unknown} are no transforms of {name}, which has {known}')
         candidates = (layout,)
     elif layout != 'auto':
         names = [each.name for each in candidates]

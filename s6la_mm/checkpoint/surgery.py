@@ -1,11 +1,11 @@
-"""What has to be done to tensors beyond renaming them.
+"""What has to be done to tensors beyond renaming them, for more than one family of backbones.
 
 A transform of a layout changes a dict of :class:`Item` in place; ``target`` is the backbone's state dict.
 """
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -24,68 +24,7 @@ class Item:
 
 
 Items = dict[str, Item]
-
-
-def split_reads(items: Items, target: dict[str, Tensor]) -> None:
-    """Splits first convolutions that see [x, h], D + n channels, into the plain convolution and the read.
-
-    conv([x, h]) = conv1(x) + read(h). Where n is not the backbone's state_dim, channels of the read are cut off, or
-    zeros are added, which read nothing.
-    """
-    for key in [key for key in items if re.fullmatch(r'layer\d+\.\d+\.conv1\.weight', key) and key in target]:
-        item, plain = items[key], target[key]
-        size, wanted = list(item.tensor.shape), list(plain.shape)
-        if len(size) != 4 or size[1] <= wanted[1] or size[:1] + size[2:] != wanted[:1] + wanted[2:]:
-            continue
-        weight, read = item.tensor.split([wanted[1], size[1] - wanted[1]], dim=1)
-        items[key] = Item(weight, item.sources, [*item.notes, f'input channels 0 to {wanted[1] - 1}'])
-        name = key.replace('conv1', 'read')
-        notes = [f'input channels {wanted[1]} to {size[1] - 1}']
-        # A file with cells is fitted to another state_dim as a whole, by resize_state.
-        if name in target and target[name].shape[1] != read.shape[1] and 'initial_state' not in items:
-            notes.append(f'{read.shape[1]} state channels made {target[name].shape[1]}')
-            read = _resized(read, 1, target[name].shape[1])
-        items[name] = Item(read, item.sources, notes)
-
-
-def drop_distillation_token(items: Items, target: dict[str, Tensor]) -> None:
-    """Takes the entry of DeiT's distillation token out of the position embedding; the token itself has no place."""
-    if 'dist_token' in items and 'pos_embed' in items:
-        item = items['pos_embed']
-        item.tensor = torch.cat((item.tensor[:, :1], item.tensor[:, 2:]), dim=1)
-        item.notes.append('without the entry of the distillation token')
-
-
-def zero_patch_bias(items: Items, target: dict[str, Tensor]) -> None:
-    """Adds the bias that mmseg's patch embedding does without by default."""
-    weight = items.get('patch_embed.projection.weight')
-    if weight is not None and 'patch_embed.projection.bias' not in items:
-        bias = weight.tensor.new_zeros(weight.tensor.shape[0])
-        items['patch_embed.projection.bias'] = Item(bias, (), ['zeros, as the source has no bias'])
-
-
-def reorder_patch_merging(items: Items, target: dict[str, Tensor]) -> None:
-    """Brings the 4 C inputs of Swin's patch merging into mmcv's order.
-
-    The authors concatenate the four pixels of a patch, column by column: (pixel, C). mmcv's unfold has them row by
-    row behind each channel: (C, pixel).
-    """
-    for key, item in items.items():
-        if re.fullmatch(r'stages\.\d+\.downsample\.(reduction|norm)\.(weight|bias)', key):
-            shape = item.tensor.shape
-            pixels = item.tensor.reshape(*shape[:-1], 4, shape[-1] // 4)[..., [0, 2, 1, 3], :]
-            item.tensor = pixels.transpose(-1, -2).reshape(shape)
-            item.notes.append('inputs reordered')
-
-
-def join_q_and_kv(items: Items, target: dict[str, Tensor]) -> None:
-    """Makes one input projection of attention out of q and kv."""
-    for key in [key for key in items if re.search(r'\.attn\.attn\.q_(weight|bias)$', key)]:
-        q, kv = items.pop(key), items.pop(key.replace('.q_', '.kv_'), None)
-        if kv is None:
-            raise ValueError(f'{q.sources[0]} is in the checkpoint without its counterpart for k and v')
-        tensor = torch.cat((q.tensor, kv.tensor))
-        items[key.replace('.q_', '.in_proj_')] = Item(tensor, q.sources + kv.sources, ['q and kv joined'])
+Transform = Callable[[Items, dict[str, Tensor]], None]
 
 
 def fit_ones(items: Items, target: dict[str, Tensor]) -> None:
@@ -97,20 +36,6 @@ def fit_ones(items: Items, target: dict[str, Tensor]) -> None:
         if [size for size in item.tensor.shape if size != 1] == [size for size in wanted if size != 1]:
             item.notes.append(f'from {tuple(item.tensor.shape)}')
             item.tensor = item.tensor.reshape(wanted)
-
-
-TRANSFORMS = {
-    transform.__name__: transform
-    for transform in (
-        split_reads,
-        drop_distillation_token,
-        zero_patch_bias,
-        reorder_patch_merging,
-        join_q_and_kv,
-        fit_ones,
-    )
-}
-TRANSFORMS['linear_to_convolution'] = fit_ones  # what layout files of users may call it
 
 
 def resize_state(items: Items, module: nn.Module) -> None:
@@ -177,11 +102,3 @@ def _grown(key: str, tensor: Tensor, fresh: Tensor, axes: tuple[int, ...]) -> Te
         tensor = tensor * (old / new) ** 0.5
     grown[tuple(slice(size) for size in tensor.shape)] = tensor
     return grown
-
-
-def _resized(tensor: Tensor, axis: int, size: int) -> Tensor:
-    if tensor.shape[axis] >= size:
-        return tensor.narrow(axis, 0, size)
-    shape = list(tensor.shape)
-    shape[axis] = size - shape[axis]
-    return torch.cat((tensor, tensor.new_zeros(shape)), dim=axis)

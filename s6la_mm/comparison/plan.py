@@ -301,22 +301,6 @@ class Run:
         return Progress(outcome['status'], iteration, value, curve, losses, outcome['reason'], trained_on)
 
 
-def shard_of(runs: Sequence[Run], index: int, count: int) -> list[Run]:
-    """The runs of one shard, such as one of several machines; a run is in that of the run from which it starts.
-
-    Args:
-        runs (Sequence[Run]): All runs of a plan, each behind the one that it starts from.
-        index (int): From 1 to ``count``.
-        count (int): Number of shards.
-    """
-    first: dict[str, str] = {}
-    for run in runs:
-        first[run.variant.name] = first.get(run.variant.start or '', run.variant.name)
-    chains = list(dict.fromkeys((first[run.variant.name], run.seed) for run in runs))
-    mine = chains[index - 1 :: count]
-    return [run for run in runs if (first[run.variant.name], run.seed) in mine]
-
-
 def take_earlier(plan: Plan, runs: Sequence[Run], paths: Sequence[str]) -> list[Run]:
     """Takes the finished runs of earlier reports, of other machines for example, so that they are not trained again.
 

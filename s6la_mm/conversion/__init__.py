@@ -1,1 +1,1 @@
-"""Turning checkpoints into ones for S6LA backbones, and looking into them."""
+"""Turning checkpoints into ones for S6LA backbones."""

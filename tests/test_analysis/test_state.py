@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from mmdet.models import ResNet
+from tool_runner import load
 from torch import nn
 
-from s6la_mm.analysis.figures import write_state_page
-from s6la_mm.analysis.state import Regression, StateAnalysis, liveliest_channels
+from s6la_mm.analysis.state import Regression, StateAnalysis
 from s6la_mm.backbones import S6LAResNet, S6LAViT
 from s6la_mm.common.errors import UsageError
 from s6la_mm.layers import StateRead
@@ -64,8 +64,8 @@ def test_share_of_what_is_read():
         block = backbone.layer1[0]
         own, read = block.conv1(x), block.read.contribution(torch.ones(1, 4, *x.shape[2:]))
     analysis = look(backbone, image)
-    assert analysis.reads[0].name == 'layer1.0.read' and len(analysis.reads) == 8
-    assert analysis.reads[0].share == [pytest.approx(float(read.norm() / own.norm()), rel=1e-4)]
+    assert next(iter(analysis.reads)) == 'layer1.0.read' and len(analysis.reads) == 8
+    assert analysis.reads['layer1.0.read'] == [pytest.approx(float(read.norm() / own.norm()), rel=1e-4)]
 
 
 def test_watching_changes_nothing_and_ends():
@@ -85,7 +85,9 @@ def test_several_images_and_the_page(tmp_path):
     assert [len(write.rms) for write in analysis.writes] == [2] * 7
     states = {1: analysis.writes[1].map, 6: analysis.writes[6].map}
     pixels = torch.zeros(33, 47, 3, dtype=torch.uint8).numpy()
-    page = write_state_page(analysis, [('a<b.png', pixels, states)], 'title', 'x.pth', str(tmp_path))
+    page = load('analysis_tools/analyze_state.py').write_state_page(
+        analysis, [('a<b.png', pixels, states)], 'title', 'x.pth', str(tmp_path)
+    )
     text = open(page).read()
     assert 'a&lt;b.png' in text and 'images: 2' in text
     for name in ('decay', 'delta', 'norms', 'retention', 'maps_0'):
@@ -132,7 +134,7 @@ def test_tokens():
     backbone = S6LAViT(arch, img_size=32, out_type='featmap').eval()
     analysis = look(backbone, torch.rand(1, 3, 32, 32))
     assert analysis.writes and all(write.map is None for write in analysis.writes)
-    assert [read.share for read in analysis.reads] == [[0.0]] * len(analysis.reads)
+    assert list(analysis.reads.values()) == [[0.0]] * len(analysis.reads)
     assert analysis.retention().diagonal().eq(1).all()
     assert {write['new'] for write in analysis.summary()['writes']} == {None}
 
@@ -150,4 +152,4 @@ def test_a_network_without_a_state():
 
 def test_liveliest_channels():
     state = torch.stack((torch.full((4, 4), 9.0), torch.arange(16.0).view(4, 4), torch.eye(4)))
-    assert liveliest_channels(state, 2) == [2, 1]
+    assert load('analysis_tools/analyze_state.py').liveliest_channels(state, 2) == [2, 1]

@@ -10,7 +10,7 @@ from tool_runner import TOOLS
 from s6la_mm.backbones import S6LAResNet, S6LAViT
 from s6la_mm.backbones.families import FAMILIES
 from s6la_mm.checkpoint import load_pretrained
-from s6la_mm.checkpoint.layouts import read_layout
+from s6la_mm.checkpoint.layouts import Layout, read_layout
 from s6la_mm.checkpoint.matching import match_backbone
 from s6la_mm.checkpoint.reading import Weights
 
@@ -200,7 +200,6 @@ def test_layout_of_a_user(tmp_path):
         ('{"name": "a", "backbone": "b", "markers": []}', 'markers must name a key'),
         ('{"name": "a", "backbone": "b", "markers": ["c"], "rename": [["d", 1]]}', 'rename must be a list of'),
         ('{"name": "a", "backbone": "b", "markers": ["c"], "rename": [["(d)", "\\\\2"]]}', 'invalid group reference'),
-        ('{"name": "a", "backbone": "b", "markers": ["c"], "transforms": ["fold"]}', r"\['fold'\] are no transforms"),
     ],
 )
 def test_wrong_layout_files(tmp_path, content, message):
@@ -208,6 +207,12 @@ def test_wrong_layout_files(tmp_path, content, message):
     path.write_text(content)
     with pytest.raises(ValueError, match=f'layout.json.*{message}'):
         read_layout(str(path))
+
+
+def test_unknown_transform():
+    layout = Layout('mine', ('conv1.weight',), transforms=('split_reads', 'fold'), backbone='S6LAResNet')
+    with pytest.raises(ValueError, match=r"\['fold'\] are no transforms of S6LAResNet, which has split_reads"):
+        match_backbone(weights_of(S6LAResNet(18).state_dict()), S6LAResNet(18), layout=layout)
 
 
 def test_rules_that_collide(tmp_path):

@@ -6,11 +6,11 @@ import statistics
 import pytest
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
-from tool_runner import ROOT
+from tool_runner import ROOT, load
 
 from s6la_mm.backbones.architectures import on_meta_device
 from s6la_mm.common.errors import UsageError
-from s6la_mm.comparison.plan import Run, metrics_of, read_plan, shard_of, take_earlier
+from s6la_mm.comparison.plan import Run, metrics_of, read_plan, take_earlier
 from s6la_mm.comparison.report import paired_difference, write_report
 
 COMPARISONS = ROOT / 'configs/comparisons'
@@ -101,6 +101,7 @@ def test_shards(plan_file, tmp_path, count):
     )
     plan = read_plan(plan_file(text))
     runs = [Run(v, seed, str(tmp_path / v.name / str(seed))) for seed in plan.seeds for v in plan.variants]
+    shard_of = load('analysis_tools/compare.py').shard_of
     shards = [shard_of(runs, index, count) for index in range(1, count + 1)]
     assert sorted(run.folder for shard in shards for run in shard) == sorted(run.folder for run in runs)
     for shard in shards:

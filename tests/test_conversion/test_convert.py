@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -275,7 +276,7 @@ def test_partial(saved, tmp_path):
     content = torch.load(done.path, weights_only=True)['state_dict']
     assert content['layer1.1.conv1.weight'].equal(state['layer1.1.conv1.weight'])
     assert 'layer1.2.conv1.weight' in done.match.new() and done.match.problems
-    json.dumps(done.match.as_dict())
+    json.dumps([done.match.problems, *map(asdict, done.match.entries)])
 
 
 def test_source_and_destination(resnet18, tmp_path):
@@ -321,9 +322,7 @@ def test_timm_reads_the_authors_files_alike(saved, tmp_path, name, arch, options
 
 def test_verify_notices_a_wrong_mapping(saved, tmp_path, monkeypatch):
     """A test of the check itself."""
-    from s6la_mm.checkpoint.surgery import TRANSFORMS
-
-    monkeypatch.setitem(TRANSFORMS, 'reorder_patch_merging', lambda items, target: None)
+    monkeypatch.setitem(S6LASwin.family.transforms, 'reorder_patch_merging', lambda items, target: None)
     _, state = make_source('timm Swin')
     with pytest.raises(ValueError, match='computes something else: relative difference'):
         convert_checkpoint(saved(state), str(tmp_path / 'out.pth'), 's6la_swin_t', options=SWIN, verify=True)

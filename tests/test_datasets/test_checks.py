@@ -11,13 +11,16 @@ import pytest
 from broken_data import break_coco, break_segmentation, link_coco, make_segmentation
 from mmengine.config import Config
 from PIL import Image
-from tool_runner import call
+from tool_runner import call, load
 
 from s6la_mm.common.errors import UsageError
 from s6la_mm.datasets import generate_shapes
-from s6la_mm.datasets.checks import KINDS, check_config_data
 from s6la_mm.datasets.checks.coco import CocoFile, _decode_counts
+from s6la_mm.datasets.checks.findings import KINDS, Finding
 from s6la_mm.datasets.checks.image_files import look_at_image
+
+TOOL = load('misc/check_dataset.py')
+Report, check_config_data = TOOL.Report, TOOL.check_config_data
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 COCO = CONFIGS / 'mask_rcnn/mask-rcnn_s6la-r50_fpn_1x_coco.py'
@@ -197,6 +200,16 @@ def test_config_without_data():
     loader = dict(dataset=dict(type='NoSuchDataset'))
     with pytest.raises(UsageError, match='NoSuchDataset is no registered data set'):
         check_config_data(Config(dict(default_scope='mmdet', train_dataloader=loader)))
+
+
+def test_table():
+    report = Report([Finding('missing-image', 'train', name) for name in ('a.jpg', 'b.jpg')], images=10, seconds=0.5)
+    assert TOOL.table(report, examples=1).splitlines() == [
+        'error  missing-image   2  the file is not there: get it, or remove its entry',
+        '                          train: a.jpg',
+        '                          ... and 1 more',
+        '10 images in 0.5 s (20 images/s): 2 errors',
+    ]
 
 
 def test_tool(shapes, tmp_path):

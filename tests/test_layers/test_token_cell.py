@@ -6,11 +6,11 @@ import pytest
 import torch
 from mmengine.model import BaseModule, Sequential
 from op_cases import since
+from op_inputs import EPS, oracle_update
 from torch import nn
 
 from s6la_mm.layers import S6LATokenCell, StateCarry, TokenRead, summary_token
 from s6la_mm.ops import DISCRETIZATIONS
-from s6la_mm.testing import EPS, oracle_update
 
 HALF_CELLS = [pytest.param(torch.float16, marks=since(2, 4, 'float16 layers on the CPU')), torch.bfloat16]
 INPUT_NORMS = ['rms', None]

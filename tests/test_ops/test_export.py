@@ -6,12 +6,12 @@ import warnings
 import pytest
 import torch
 from op_cases import random_like, since
+from op_inputs import LAYOUTS, sample_inputs
 from torch import nn
 
 from s6la_mm.backbones import S6LAResNet
 from s6la_mm.layers import S6LAMapCell
 from s6la_mm.ops import selective_scan, selective_update
-from s6la_mm.testing import LAYOUTS, sample_inputs
 
 # What export warns of is its own affair (deprecations of the exporters that are tested here on purpose).
 pytestmark = pytest.mark.filterwarnings('ignore')

@@ -10,12 +10,12 @@ import pytest
 import torch
 from forked import Forked
 from op_cases import OP_DEVICES, scan, scan_backward
+from op_inputs import DEVICES, LAYOUTS, oracle_update, sample_inputs
 from torch.utils.flop_counter import FlopCounterMode
 
 from s6la_mm.backbones import S6LAResNet
 from s6la_mm.compat import flop_counter_mode
 from s6la_mm.ops import extension, selective_scan, selective_update
-from s6la_mm.testing import DEVICES, LAYOUTS, oracle_update, sample_inputs
 
 ROOT = Path(__file__).parents[2]
 
@@ -105,7 +105,7 @@ sys.meta_path.insert(0, Blocker())
 import torch
 from s6la_mm.backbones import S6LAResNet
 from s6la_mm.ops import extension, selective_update
-from s6la_mm.testing import sample_inputs, oracle_update
+from op_inputs import sample_inputs, oracle_update
 
 assert extension.compiled_devices() == frozenset() and extension.build_info() == {}
 inputs = sample_inputs('map', dtype=torch.float64)

@@ -22,8 +22,7 @@ from op_cases import (
     scan_backward,
     views,
 )
-
-from s6la_mm.testing import DTYPES, sample_inputs
+from op_inputs import DTYPES, sample_inputs
 
 pytestmark = pytest.mark.parametrize('device', OP_DEVICES)
 

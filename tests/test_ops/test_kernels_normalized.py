@@ -25,10 +25,10 @@ from op_cases import (
     threads,
     views,
 )
+from op_inputs import DTYPES, LAYOUTS, sample_inputs
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from s6la_mm.ops import selective_update
-from s6la_mm.testing import DTYPES, LAYOUTS, sample_inputs
 
 pytestmark = pytest.mark.parametrize('device', OP_DEVICES)
 MAPS = pytest.mark.parametrize('memory', ['contiguous', 'channels_last'])

@@ -18,8 +18,7 @@ from op_cases import (
     scan,
     scan_backward,
 )
-
-from s6la_mm.testing import DTYPES, EPS, sample_inputs
+from op_inputs import DTYPES, EPS, sample_inputs
 
 pytestmark = pytest.mark.parametrize('device', OP_DEVICES)
 INF, NAN = float('inf'), float('nan')

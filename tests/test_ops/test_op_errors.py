@@ -18,11 +18,11 @@ from op_cases import (
     scan,
     scan_backward,
 )
+from op_inputs import LAYOUTS, sample_inputs
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from s6la_mm.compat import TORCH
 from s6la_mm.ops import selective_scan, selective_update
-from s6la_mm.testing import LAYOUTS, sample_inputs
 
 pytestmark = pytest.mark.parametrize('device', OP_DEVICES)
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from op_inputs import DEVICES, DTYPES, EPS, LAYOUTS, oracle_update, sample_inputs
 
 from s6la_mm.ops import DISCRETIZATIONS, selective_scan, selective_update
-from s6la_mm.testing import DEVICES, DTYPES, EPS, LAYOUTS, oracle_update, sample_inputs
 
 pytestmark = pytest.mark.parametrize('layout', LAYOUTS)
 

@@ -9,10 +9,10 @@ from unittest import mock
 
 import pytest
 import torch
+from op_inputs import sample_inputs
 from tool_runner import call, check, load
 
 from s6la_mm.ops import extension, reference, selective_update
-from s6la_mm.testing import sample_inputs
 
 pytestmark = pytest.mark.usefixtures('spawned_by_fork')
 TINY = ['--arch', 'r18', '--shape', 1, 3, 64, 64, '--rounds', 2, '--threads', 1, '--device', 'cpu']

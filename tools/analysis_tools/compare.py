@@ -36,7 +36,7 @@ from s6la_mm.common.cli import clear_errors, explain, require_writable
 from s6la_mm.common.configs import build_model, random_batch, without_downloads
 from s6la_mm.common.errors import UsageError
 from s6la_mm.common.files import read_json, write_atomically
-from s6la_mm.comparison.plan import Plan, Run, read_plan, shard_of, take_earlier
+from s6la_mm.comparison.plan import Plan, Run, read_plan, take_earlier
 from s6la_mm.comparison.report import versions_text, write_report
 from s6la_mm.engine import PREEMPTED_STATUS, find_last_good
 
@@ -81,6 +81,22 @@ def parse_shard(text: str) -> tuple[int, int]:
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise argparse.ArgumentTypeError(f'{text!r} must be I/N with I from 1 to N')
     return int(match[1]), int(match[2])
+
+
+def shard_of(runs: Sequence[Run], index: int, count: int) -> list[Run]:
+    """The runs of one shard, such as one of several machines; a run is in that of the run from which it starts.
+
+    Args:
+        runs (Sequence[Run]): All runs of a plan, each behind the one that it starts from.
+        index (int): From 1 to ``count``.
+        count (int): Number of shards.
+    """
+    first: dict[str, str] = {}
+    for run in runs:
+        first[run.variant.name] = first.get(run.variant.start or '', run.variant.name)
+    chains = list(dict.fromkeys((first[run.variant.name], run.seed) for run in runs))
+    mine = chains[index - 1 :: count]
+    return [run for run in runs if (first[run.variant.name], run.seed) in mine]
 
 
 def check_models(plan: Plan) -> None:

@@ -9,9 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections import Counter
+from dataclasses import asdict
 
 from mmengine.config import DictAction
 
+from s6la_mm.checkpoint.matching import ACTIONS, Entry
 from s6la_mm.common.cli import checkpoint_errors
 from s6la_mm.conversion.convert import STORAGE_TYPES, TARGETS, convert_checkpoint
 
@@ -41,6 +44,20 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def table(entries: list[Entry]) -> list[str]:
+    """The entries as aligned lines, and below them counts and bytes by action."""
+    rows = [('checkpoint', 'backbone', 'shape', 'what was done')]
+    for e in entries:
+        what = e.action + (f': {e.note}' if e.note else '')
+        rows.append((e.source or '-', e.target or '-', 'x'.join(map(str, e.shape)) or '1', what))
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    lines = [f'{a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d}' for a, b, c, d in rows]
+    counts = Counter(e.action for e in entries)
+    size = {action: sum(e.bytes for e in entries if e.action == action) for action in ACTIONS}
+    sums = [f'{a:<9} {counts[a]:>5} tensors {size[a] / 2**20:>9.2f} MiB' for a in ACTIONS if counts[a]]
+    return [*lines, '', *sums]
+
+
 def main() -> None:
     """Converts and reports."""
     args = vars(parse_args())
@@ -49,17 +66,19 @@ def main() -> None:
         if report and not os.access(os.path.dirname(report) or '.', os.W_OK):
             raise OSError(f'{report} cannot be written: no such folder, or not writable')
         done = convert_checkpoint(**args)
-        print('\n'.join(done.match.table()))
-        if done.match.problems:
-            print(f'PARTIAL: {done.match.describe_problems()}')
+        match = done.match
+        print('\n'.join(table(match.entries)))
+        if match.problems:
+            print(f'PARTIAL: {match.describe_problems()}')
         if done.difference is not None:
             print(f'verified: largest relative difference {done.difference:.1e}')
-        print(f'{args["source"]} (layout {done.match.layout}, prefix {done.match.prefix!r}) -> {done.path}')
+        print(f'{args["source"]} (layout {match.layout}, prefix {match.prefix!r}) -> {done.path}')
         if report:
             with open(report, 'w', encoding='utf-8') as file:
-                json.dump(
-                    dict(path=done.path, meta=done.meta, difference=done.difference, **done.match.as_dict()), file
-                )
+                content = dict(path=done.path, meta=done.meta, difference=done.difference)
+                content.update(layout=match.layout, prefix=match.prefix, problems=match.problems)
+                content['entries'] = [asdict(entry) for entry in match.entries]
+                json.dump(dict(content, counts=Counter(entry.action for entry in match.entries)), file)
 
 
 if __name__ == '__main__':

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from ...checkpoint.layouts import Layout
+from ...checkpoint.surgery import fit_ones
 from .family import Family, Size
 from .networks import load, openmmlab
 
@@ -110,6 +111,7 @@ CONVNEXT = Family(
     module='s6la_convnext',
     plain_name='mmpretrain.ConvNeXt',
     layouts=_LAYOUTS,
+    transforms=dict(fit_ones=fit_ones),
     networks={
         'convnext': ('timm', _timm),
         'timm': ('timm', _timm),

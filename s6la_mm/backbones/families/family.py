@@ -11,6 +11,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ...checkpoint.layouts import Layout
+from ...checkpoint.surgery import Transform
 from ...environment import require_mmpretrain
 
 # Of a backbone, the tensors of a checkpoint by its own names, and the size of images: what computes the features that
@@ -49,6 +50,7 @@ class Family:
             package that has it, and a function that builds it.
         sizes (tuple[Size, ...]): The sizes that it comes in.
         small (dict): Options of a network that computes in milliseconds, for tests.
+        transforms (Mapping[str, Transform]): What layouts, its own and those of users, can do to tensors, by name.
         image_size (int): Side of the images that it is measured with.
         channels_last (bool): Whether it is measured with that memory format.
         measured_with (dict): Options beside those of a size when it is measured.
@@ -64,6 +66,7 @@ class Family:
     networks: Mapping[str, tuple[str, Builder]]
     sizes: tuple[Size, ...]
     small: dict[str, Any]
+    transforms: Mapping[str, Transform] = field(default_factory=dict)
     image_size: int = 224
     channels_last: bool = False
     measured_with: dict[str, Any] = field(default_factory=dict)

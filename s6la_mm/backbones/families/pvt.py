@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ...checkpoint.layouts import Layout
+from ...checkpoint.surgery import Item, Items, fit_ones
 from .family import Family, Size
 from .networks import load, openmmlab
 
@@ -70,6 +73,16 @@ _LAYOUTS = (
 )
 
 
+def _join_q_and_kv(items: Items, target: dict[str, Tensor]) -> None:
+    """Makes one input projection of attention out of q and kv."""
+    for key in [key for key in items if re.search(r'\.attn\.attn\.q_(weight|bias)$', key)]:
+        q, kv = items.pop(key), items.pop(key.replace('.q_', '.kv_'), None)
+        if kv is None:
+            raise ValueError(f'{q.sources[0]} is in the checkpoint without its counterpart for k and v')
+        tensor = torch.cat((q.tensor, kv.tensor))
+        items[key.replace('.q_', '.in_proj_')] = Item(tensor, q.sources + kv.sources, ['q and kv joined'])
+
+
 def _timm(backbone: nn.Module, source: dict[str, Tensor], size: tuple[int, int]) -> Callable[[Tensor], Tensor]:
     from timm.models.pvt_v2 import PyramidVisionTransformerV2, checkpoint_filter_fn
 
@@ -96,6 +109,7 @@ PVT = Family(
     module='s6la_pvt',
     plain_name='mmdet.PyramidVisionTransformerV2',
     layouts=_LAYOUTS,
+    transforms=dict(join_q_and_kv=_join_q_and_kv, fit_ones=fit_ones, linear_to_convolution=fit_ones),
     networks={'pvt': ('timm', _timm), 'timm': ('timm', _timm), 'mmdet': ('mmdet', openmmlab)},
     sizes=tuple(
         Size(f'pvtv2-{arch}', f'PVTv2-{arch.upper()}', dict(sizes, out_indices=(3,)), 8 * sizes['embed_dims'])

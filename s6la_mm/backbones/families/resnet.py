@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...checkpoint.layouts import Layout
+from ...checkpoint.surgery import Item, Items
 from .family import Family, Size
 from .networks import load
 
@@ -28,6 +31,28 @@ _LAYOUTS = (
     # mmdet, mmpretrain, torchvision and timm agree; so do S6LA files that keep the reads in the first convolutions.
     Layout('resnet', ('layer1.0.conv1.weight',), (_FC,), (), ('split_reads',)),
 )
+
+
+def _split_reads(items: Items, target: dict[str, Tensor]) -> None:
+    """Splits first convolutions that see [x, h], D + n channels, into the plain convolution and the read.
+
+    conv([x, h]) = conv1(x) + read(h). Where n is not the backbone's state_dim, channels of the read are cut off, or
+    zeros are added, which read nothing.
+    """
+    for key in [key for key in items if re.fullmatch(r'layer\d+\.\d+\.conv1\.weight', key) and key in target]:
+        item, plain = items[key], target[key]
+        size, wanted = list(item.tensor.shape), list(plain.shape)
+        if len(size) != 4 or size[1] <= wanted[1] or size[:1] + size[2:] != wanted[:1] + wanted[2:]:
+            continue
+        weight, read = item.tensor.split([wanted[1], size[1] - wanted[1]], dim=1)
+        items[key] = Item(weight, item.sources, [*item.notes, f'input channels 0 to {wanted[1] - 1}'])
+        name = key.replace('conv1', 'read')
+        notes = [f'input channels {wanted[1]} to {size[1] - 1}']
+        # A file with cells is fitted to another state_dim as a whole, by resize_state.
+        if name in target and target[name].shape[1] != read.shape[1] and 'initial_state' not in items:
+            notes.append(f'{read.shape[1]} state channels made {target[name].shape[1]}')
+            read = F.pad(read, (0, 0, 0, 0, 0, target[name].shape[1] - read.shape[1]))  # cuts where that is negative
+        items[name] = Item(read, item.sources, notes)
 
 
 class _ResNets(Family):
@@ -70,6 +95,7 @@ RESNET = _ResNets(
     module='s6la_resnet',
     plain_name='mmdet.ResNet',
     layouts=_LAYOUTS,
+    transforms=dict(split_reads=_split_reads),
     networks={'resnet': ('torchvision', _torchvision), 'timm-deep-stem': ('timm', _timm)},
     sizes=(
         *(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from math import isqrt
 
 from torch import Tensor, nn
 
 from ...checkpoint.layouts import Layout
+from ...checkpoint.surgery import Items
 from .family import Family, Size
 from .networks import load, openmmlab
 
@@ -65,6 +67,20 @@ _LAYOUTS = (
 )
 
 
+def _reorder_patch_merging(items: Items, target: dict[str, Tensor]) -> None:
+    """Brings the 4 C inputs of Swin's patch merging into mmcv's order.
+
+    The authors concatenate the four pixels of a patch, column by column: (pixel, C). mmcv's unfold has them row by
+    row behind each channel: (C, pixel).
+    """
+    for key, item in items.items():
+        if re.fullmatch(r'stages\.\d+\.downsample\.(reduction|norm)\.(weight|bias)', key):
+            shape = item.tensor.shape
+            pixels = item.tensor.reshape(*shape[:-1], 4, shape[-1] // 4)[..., [0, 2, 1, 3], :]
+            item.tensor = pixels.transpose(-1, -2).reshape(shape)
+            item.notes.append('inputs reordered')
+
+
 def _window(source: dict[str, Tensor]) -> int:
     """Window size, from the (2 w − 1)² rows of a table of relative positions."""
     table = next(v for k, v in source.items() if k.endswith('relative_position_bias_table'))
@@ -104,6 +120,7 @@ SWIN = Family(
     module='s6la_swin',
     plain_name='mmpretrain.SwinTransformer',
     layouts=_LAYOUTS,
+    transforms=dict(reorder_patch_merging=_reorder_patch_merging),
     networks={
         'swin': ('timm', _timm),
         'timm': ('timm', _timm),

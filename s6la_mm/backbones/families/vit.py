@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ...checkpoint.layouts import Layout
+from ...checkpoint.surgery import Item, Items
 from .family import Family, Size
 from .networks import load, openmmlab
 
@@ -55,6 +57,22 @@ _LAYOUTS = (
     ),
     Layout('mmpretrain', ('patch_embed.projection.weight', 'layers.0.attn.qkv.weight')),
 )
+
+
+def _drop_distillation_token(items: Items, target: dict[str, Tensor]) -> None:
+    """Takes the entry of DeiT's distillation token out of the position embedding; the token itself has no place."""
+    if 'dist_token' in items and 'pos_embed' in items:
+        item = items['pos_embed']
+        item.tensor = torch.cat((item.tensor[:, :1], item.tensor[:, 2:]), dim=1)
+        item.notes.append('without the entry of the distillation token')
+
+
+def _zero_patch_bias(items: Items, target: dict[str, Tensor]) -> None:
+    """Adds the bias that mmseg's patch embedding does without by default."""
+    weight = items.get('patch_embed.projection.weight')
+    if weight is not None and 'patch_embed.projection.bias' not in items:
+        bias = weight.tensor.new_zeros(weight.tensor.shape[0])
+        items['patch_embed.projection.bias'] = Item(bias, (), ['zeros, as the source has no bias'])
 
 
 def _options(backbone: nn.Module, size: tuple[int, int]) -> dict[str, Any]:
@@ -108,6 +126,7 @@ VIT = Family(
     module='s6la_vit',
     plain_name='mmpretrain.VisionTransformer',
     layouts=_LAYOUTS,
+    transforms=dict(drop_distillation_token=_drop_distillation_token, zero_patch_bias=_zero_patch_bias),
     networks={
         'timm': ('timm', _timm),
         'torchvision': ('torchvision', _torchvision),

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
-from dataclasses import asdict, dataclass, field
-
-from ...common.files import write_atomically
+from dataclasses import dataclass
 
 # kind: (level, what it means and what to do). An error stops a training or makes it learn what is wrong; a note
 # is for information.
@@ -62,67 +58,3 @@ class Finding:
     def level(self) -> str:
         """``'error'`` or ``'note'``."""
         return KINDS[self.kind][0]
-
-
-@dataclass
-class Report:
-    """All findings of a config's data sets, and how much was looked at.
-
-    Example:
-        >>> report = Report(findings=[Finding('missing-image', 'train', 'a.jpg')], images=10, seconds=0.5)
-        >>> report.has_errors
-        True
-        >>> print(report.text())
-        error  missing-image   1  the file is not there: get it, or remove its entry
-                                  train: a.jpg
-        10 images in 0.5 s (20 images/s): 1 error
-    """
-
-    findings: list[Finding] = field(default_factory=list)
-    images: int = 0
-    seconds: float = 0.0
-
-    @property
-    def has_errors(self) -> bool:
-        """Whether one of the findings is an error."""
-        return any(finding.level == 'error' for finding in self.findings)
-
-    def text(self, examples: int = 3) -> str:
-        """A table of the kinds with some examples of each.
-
-        Args:
-            examples (int): How many of each kind are named.
-        """
-        by_kind = defaultdict(list)
-        for finding in self.findings:
-            by_kind[finding.kind].append(finding)
-        lines = []
-        width = max((len(kind) for kind in by_kind), default=0)
-        for kind, (level, advice) in KINDS.items():  # errors come first there
-            found = by_kind.get(kind, [])
-            if not found:
-                continue
-            lines.append(f'{level:5}  {kind:{width}}  {len(found):>2}  {advice}')
-            indent = ' ' * (width + 13)
-            for finding in found[:examples]:
-                detail = f': {finding.detail}' if finding.detail else ''
-                lines.append(f'{indent}{finding.split}: {finding.where}{detail}')
-            if len(found) > examples:
-                lines.append(f'{indent}... and {len(found) - examples} more')
-        errors = sum(finding.level == 'error' for finding in self.findings)
-        speed = f'{self.images / self.seconds:.0f} images/s' if self.seconds else 'no time measured'
-        summary = 'no errors' if not errors else f'{errors} error{"s" if errors > 1 else ""}'
-        return '\n'.join([*lines, f'{self.images} images in {self.seconds:.1f} s ({speed}): {summary}'])
-
-    def write(self, path: str) -> None:
-        """Writes everything as JSON.
-
-        Args:
-            path (str): The file; it appears when it is complete.
-
-        Raises:
-            OSError: If it cannot be written.
-        """
-        findings = [{'level': finding.level, **asdict(finding)} for finding in self.findings]
-        content = dict(images=self.images, seconds=round(self.seconds, 3), findings=findings)
-        write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False))

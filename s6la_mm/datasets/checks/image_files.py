@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import warnings
 from dataclasses import dataclass
@@ -78,9 +77,3 @@ def _has_its_end(path: str, image_format: str | None, num_bytes: int) -> bool:
     with open(path, 'rb') as file:
         file.seek(max(0, num_bytes - _TAIL))
         return end in file.read()
-
-
-def content_hash(path: str) -> str:
-    """Digest of a file's bytes."""
-    with open(path, 'rb') as file:
-        return hashlib.md5(file.read()).hexdigest()  # file_digest came with Python 3.11

@@ -1,9 +1,11 @@
-"""What inspection says about a file, and about two."""
+"""tools/model_converters/inspect_checkpoint.py: what it says about a file, and about two."""
 
 import torch
 from checkpoint_sources import make_source, rla_state
+from tool_runner import load
 
-from s6la_mm.conversion.inspection import compare, describe
+TOOL = load('model_converters/inspect_checkpoint.py')
+describe, compare = TOOL.describe, TOOL.compare
 
 
 def test_describe(saved):

@@ -1,4 +1,4 @@
-"""What tests and benchmarks share: devices, dtypes, sample inputs of the op, and a float64 oracle written as a loop."""
+"""What tests of the op and the cells share: devices, dtypes, sample inputs, and a float64 oracle written as a loop."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .ops.checks import DTYPES
+from s6la_mm.ops.checks import DTYPES
 
 DEVICES = ['cpu'] + (['cuda'] if torch.cuda.is_available() else [])
 LAYOUTS = ['map', 'token']
