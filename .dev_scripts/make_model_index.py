@@ -7,6 +7,7 @@ that are there are kept.
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import yaml
@@ -79,6 +80,7 @@ def index() -> dict[str, dict]:
 
 def main() -> None:
     """Writes the files."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     for path, content in index().items():
         (ROOT / path).write_text(yaml.safe_dump(content, sort_keys=False), encoding='utf-8')
 

@@ -12,7 +12,7 @@ import traceback
 import pytest
 import torch
 from mmengine.config import Config
-from tool_runner import ROOT, call, check, load
+from tool_runner import ROOT, TOOLS, call, check, load
 from torch.multiprocessing import ProcessRaisedException, start_processes
 
 from s6la_mm.common.errors import UsageError
@@ -157,6 +157,7 @@ def test_processes_that_take_too_long_are_stopped(monkeypatch):
 
     monkeypatch.setattr(distributed, 'start_processes', remember)
     monkeypatch.setitem(sys.modules, distributed.__name__, distributed)  # from where its functions are pickled
+    monkeypatch.syspath_prepend((TOOLS / TOOL).parent)  # and where the processes find them
     begin = time.monotonic()
     with pytest.raises(UsageError, match=r'2 processes were not done after 1 s .* raise --timeout'):
         distributed.run_group(JOB, 2, 1, timeout=1.0)
