@@ -25,7 +25,7 @@ struct Options {
 
 struct Problem : Options {
   int64_t steps, batches, rows, inner;
-  const void *A, *bias;  // float or double, dense
+  const void *A, *bias;          // float or double, dense
   Operand x, dt, B, h0, states;  // states: the result, or in the backward pass its gradient
 };
 

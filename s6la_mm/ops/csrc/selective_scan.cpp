@@ -26,8 +26,8 @@
 
 using s6la::OptionalTensor;
 
-void selective_scan_forward_impl(Tensor h0, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor bias,
-                                 s6la::Options options, Tensor states) {
+void selective_scan_forward_impl(Tensor h0, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor bias, s6la::Options options,
+                                 Tensor states) {
   DISPATCH_DEVICE_IMPL(selective_scan_forward_impl, h0, x, dt, A, B, bias, options, states);
 }
 
@@ -60,8 +60,8 @@ void check(const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B, 
   if (bias.has_value()) tensors.emplace_back("dt_bias", &*bias);
   if (grad != nullptr) tensors.emplace_back("grad", grad);
   for (const auto& [name, tensor] : tensors) {
-    TORCH_CHECK_TYPE(tensor->defined() && at::isFloatingType(tensor->scalar_type()) &&
-                         tensor->element_size() >= 2 && tensor->layout() == at::kStrided,
+    TORCH_CHECK_TYPE(tensor->defined() && at::isFloatingType(tensor->scalar_type()) && tensor->element_size() >= 2 &&
+                         tensor->layout() == at::kStrided,
                      name, " must be a dense tensor of float64, float32, float16 or bfloat16, got ",
                      tensor->defined() ? tensor->toString() : "an undefined tensor");
     TORCH_CHECK_VALUE(tensor->device() == h0.device(), name, " is on ", tensor->device(), ", but the state is on ",
@@ -89,7 +89,8 @@ void check(const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B, 
   check_shape("B", B, like_B);
   if (bias.has_value()) check_shape("dt_bias", *bias, {A.size(0)});
   TORCH_CHECK_VALUE(!norm_eps.has_value() || (A.dim() == 1 && steps == 1),
-                    "norm_eps needs one step of the map layout, got ", steps, " steps and A of shape ", text(A.sizes()));
+                    "norm_eps needs one step of the map layout, got ", steps, " steps and A of shape ",
+                    text(A.sizes()));
   if (grad == nullptr) return;
   Shape like_states = like_h0;
   if (all_states) like_states.insert(like_states.begin(), steps);
@@ -200,16 +201,16 @@ SixTensors selective_scan_backward(const Tensor& grad, const Tensor& x, const Te
     if (!result.has_value()) return at::empty({0}, like.options());
     return (map_form ? args.public_form(*result, leading) : *result).to(like.scalar_type());
   };
-  return {finish(results.x, x, 1, true),   finish(results.dt, dt, 1, true), finish(results.A, A, 0, false),
-          finish(results.B, B, 1, true),   finish(results.h0, h0, 0, true),
-          finish(results.bias, dt_bias.has_value() ? *dt_bias : A, 0, false)};
+  return {finish(results.x, x, 1, true),   finish(results.dt, dt, 1, true),
+          finish(results.A, A, 0, false),  finish(results.B, B, 1, true),
+          finish(results.h0, h0, 0, true), finish(results.bias, dt_bias.has_value() ? *dt_bias : A, 0, false)};
 }
 
 // torch.compile may trace the operators. Before 2.2 torch does not ask, and knows no such tag.
 #if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 2
-#define S6LA_TAGS {at::Tag::pt2_compliant_tag}
+#define S6LA_TAGS at::Tag::pt2_compliant_tag
 #else
-#define S6LA_TAGS {}
+#define S6LA_TAGS
 #endif
 
 #define S6LA_STRING_OF(value) #value
@@ -217,8 +218,9 @@ SixTensors selective_scan_backward(const Tensor& grad, const Tensor& x, const Te
 
 // What this module was compiled from and for, as JSON.
 std::string build_info() {
-  std::string info = "{\"torch\": \"" S6LA_STRING(TORCH_VERSION_MAJOR) "." S6LA_STRING(TORCH_VERSION_MINOR)
-      "." S6LA_STRING(TORCH_VERSION_PATCH) "\", \"compiler\": \"";
+  const std::string major = S6LA_STRING(TORCH_VERSION_MAJOR), minor = S6LA_STRING(TORCH_VERSION_MINOR);
+  std::string info = "{\"torch\": \"" + major + "." + minor + "." S6LA_STRING(TORCH_VERSION_PATCH);
+  info += "\", \"compiler\": \"";
 #if defined(__clang__)
   info += "Clang " S6LA_STRING(__clang_major__) "." S6LA_STRING(__clang_minor__);
 #elif defined(__GNUC__)
@@ -241,12 +243,12 @@ TORCH_LIBRARY(s6la_mm, m) {
   m.def(
       "selective_scan(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor h0, Tensor? dt_bias, bool dt_softplus, bool zoh, "
       "bool return_states, float? norm_eps) -> Tensor",
-      S6LA_TAGS);
+      {S6LA_TAGS});
   m.def(
       "selective_scan_backward(Tensor grad, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor h0, Tensor? dt_bias, "
       "bool dt_softplus, bool zoh, bool return_states, float? norm_eps, bool[6] output_mask) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-      S6LA_TAGS);
+      {S6LA_TAGS});
   m.def("build_info() -> str", &s6la::build_info);
 }
 

@@ -29,8 +29,8 @@ S6LA_INLINE T update(T h, T x, T dt, T bias, T A, T B, bool with_softplus, bool 
   return exponential(z) * h + gain * B * x;
 }
 
-// Derivative of (exp(delta A) - 1) / A for A. The terms of the closed form cancel for small z = delta A: a Taylor series
-// there, to the last digit of a double.
+// Derivative of (exp(delta A) - 1) / A for A. The terms of the closed form cancel for small z = delta A: a Taylor
+// series there, to the last digit of a double.
 template <typename T>
 S6LA_INLINE T gain_derivative(T delta, T z, T decay, T gain, T A) {
   using S = typename ScalarOf<T>::type;

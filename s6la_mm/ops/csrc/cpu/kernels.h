@@ -109,8 +109,7 @@ struct Kernels {
         double rest_A = 0, rest_bias = 0;
         for_columns<Number>(tile.first, tile.last, [&](int64_t i, int count) S6LA_LAMBDA {
           Number block_A = constant<Number>(0), block_bias = constant<Number>(0);
-          const Number last =
-              p.all_states ? constant<Number>(0) : load_lanes<Number>(incoming + i, count);
+          const Number last = p.all_states ? constant<Number>(0) : load_lanes<Number>(incoming + i, count);
           const Number grad_h0 = scan_backward(
               p.steps, load_lanes<Number>(h0 + i, count), last,
               load_lanes<Number>(parameters.A + i * parameters.stride, count),
@@ -169,8 +168,7 @@ struct Kernels {
       State* states = pointer<State>(p.states, batch, row);
       for_columns<Number>(0, p.inner, [&](int64_t i, int count) S6LA_LAMBDA {
         const Number last = scan(
-            p.steps, load_lanes<Number>(h0 + i, count), load_lanes<Number>(A + i, count), bias,
-            p.with_softplus, p.zoh,
+            p.steps, load_lanes<Number>(h0 + i, count), load_lanes<Number>(A + i, count), bias, p.with_softplus, p.zoh,
             [&](int64_t t, Number& x_t, Number& dt_t, Number& B_t) S6LA_LAMBDA {
               x_t = constant<Number>(static_cast<Compute>(x[t * p.x.step]));
               dt_t = constant<Number>(static_cast<Compute>(dt[t * p.dt.step]));
@@ -203,11 +201,10 @@ struct Kernels {
         std::fill(scratch, scratch + 2 * p.steps, 0.0);
         for_columns<Number>(0, p.inner, [&](int64_t i, int count) S6LA_LAMBDA {
           Number block_A = constant<Number>(0);
-          const Number last =
-              p.all_states ? constant<Number>(0) : load_lanes<Number>(incoming + i, count);
+          const Number last = p.all_states ? constant<Number>(0) : load_lanes<Number>(incoming + i, count);
           const Number grad_h0 = scan_backward(
-              p.steps, load_lanes<Number>(h0 + i, count), last, load_lanes<Number>(A + i, count), bias,
-              p.with_softplus, p.zoh,
+              p.steps, load_lanes<Number>(h0 + i, count), last, load_lanes<Number>(A + i, count), bias, p.with_softplus,
+              p.zoh,
               [&](int64_t t, Number& x_t, Number& dt_t, Number& B_t) S6LA_LAMBDA {
                 x_t = constant<Number>(static_cast<Compute>(x[t * p.x.step]));
                 dt_t = constant<Number>(static_cast<Compute>(dt[t * p.dt.step]));

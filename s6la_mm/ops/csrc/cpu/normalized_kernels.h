@@ -93,8 +93,7 @@ struct NormalizedKernels {
       for_columns<Number>(0, p.inner, [&](int64_t i, int count) S6LA_LAMBDA {
         Number by_r;
         Gradients<Number> g;
-        const Number by_x =
-            backward_at(p, out, in, parameters, batch, row, constant<Number>(r), i, count, by_r, g);
+        const Number by_x = backward_at(p, out, in, parameters, batch, row, constant<Number>(r), i, count, by_r, g);
         sum_by_r += first_lanes_sum(by_r, count);
         if (out.x.data) store_lanes<Number>(kept + i, by_x, count);
         if (sum_A == nullptr) return;
@@ -155,8 +154,8 @@ struct NormalizedKernels {
         const int64_t column = i - tile.first;
         Number block_by_r;
         Gradients<Number> g;
-        const Number block_by_x = backward_at(p, out, in, parameters, batch, row,
-                                              load_lanes<Number>(r + column, count), i, count, block_by_r, g);
+        const Number block_by_x = backward_at(p, out, in, parameters, batch, row, load_lanes<Number>(r + column, count),
+                                              i, count, block_by_r, g);
         add_lanes<Number>(by_r + column, block_by_r, count);
         if (out.x.data) store_lanes<Number>(by_x + row * columns + column, block_by_x, count);
         if (count == kLanes<Number>) {
@@ -178,8 +177,8 @@ struct NormalizedKernels {
       Input* grad_x = pointer<Input>(out.x, batch, row) + tile.first;
       for_columns<Number>(0, columns, [&](int64_t i, int count) S6LA_LAMBDA {
         const Number scaled = load_lanes<Number>(by_x + row * columns + i, count) * load_lanes<Number>(r + i, count);
-        store_lanes<Number>(grad_x + i,
-                            scaled + load_lanes<Number>(x + i, count) * load_lanes<Number>(by_r + i, count), count);
+        store_lanes<Number>(grad_x + i, scaled + load_lanes<Number>(x + i, count) * load_lanes<Number>(by_r + i, count),
+                            count);
       });
     }
   }

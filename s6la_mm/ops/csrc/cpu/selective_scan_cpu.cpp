@@ -137,7 +137,8 @@ template <typename State, typename Input, typename Compute>
 KernelTable table_for_this_cpu(bool normalize) {
 #ifdef S6LA_X86
   static const std::string capability = at::get_cpu_capability();
-  if (capability == "AVX512") return table<avx512::Kernels, avx512::NormalizedKernels, State, Input, Compute>(normalize);
+  if (capability == "AVX512")
+    return table<avx512::Kernels, avx512::NormalizedKernels, State, Input, Compute>(normalize);
   if (capability == "AVX2") return table<avx2::Kernels, avx2::NormalizedKernels, State, Input, Compute>(normalize);
 #endif
   return table<baseline::Kernels, baseline::NormalizedKernels, State, Input, Compute>(normalize);
@@ -187,8 +188,7 @@ void forward(Tensor h0, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor bias, Op
     return;
   }
   const MapTiling tiling = map_tiling(p);
-  at::parallel_for(0, tiling.tiles, 1,
-                   [&](int64_t begin, int64_t end) { run.map_forward(p, tiling, begin, end); });
+  at::parallel_for(0, tiling.tiles, 1, [&](int64_t begin, int64_t end) { run.map_forward(p, tiling, begin, end); });
 }
 
 void token_backward(const Problem& p, const KernelTable& run, const Tensor& A, TokenGradients out,

@@ -35,14 +35,14 @@ struct NumberOf<double> {
 template <typename Number>
 constexpr int kLanes = sizeof(Number) / sizeof(typename ScalarOf<Number>::type);
 
-#define S6LA_OPERATOR(symbol)                                                                                     \
-  template <typename Part>                                                                                        \
-  S6LA_INLINE auto operator symbol(Pair<Part> a, Pair<Part> b)->Pair<decltype(a.low symbol b.low)> {               \
-    return {a.low symbol b.low, a.high symbol b.high};                                                            \
-  }                                                                                                               \
-  template <typename Part>                                                                                        \
-  S6LA_INLINE auto operator symbol(Pair<Part> a, float b)->Pair<decltype(a.low symbol b)> {                        \
-    return {a.low symbol b, a.high symbol b};                                                                     \
+#define S6LA_OPERATOR(symbol)                                                                        \
+  template <typename Part>                                                                           \
+  S6LA_INLINE auto operator symbol(Pair<Part> a, Pair<Part> b)->Pair<decltype(a.low symbol b.low)> { \
+    return {a.low symbol b.low, a.high symbol b.high};                                               \
+  }                                                                                                  \
+  template <typename Part>                                                                           \
+  S6LA_INLINE auto operator symbol(Pair<Part> a, float b)->Pair<decltype(a.low symbol b)> {          \
+    return {a.low symbol b, a.high symbol b};                                                        \
   }
 S6LA_OPERATOR(+)
 S6LA_OPERATOR(-)
@@ -122,10 +122,10 @@ S6LA_INLINE Register log1p_of_unit(Register e) {
   return s * w * q + (s + s);
 }
 
-#define S6LA_FUNCTION(name)                     \
-  template <typename Part>                      \
-  S6LA_INLINE Pair<Part> name(Pair<Part> v) {   \
-    return {name(v.low), name(v.high)};         \
+#define S6LA_FUNCTION(name)                   \
+  template <typename Part>                    \
+  S6LA_INLINE Pair<Part> name(Pair<Part> v) { \
+    return {name(v.low), name(v.high)};       \
   }
 S6LA_FUNCTION(absolute)
 S6LA_FUNCTION(exponential)

@@ -46,20 +46,20 @@ struct MapGrid {
 };
 
 struct TokenGrid {
-  int lanes;        // of a channel, a power of two
-  int64_t blocks;   // of kTokenThreads / lanes channels
-  int64_t chunks;   // of the state's numbers, lanes each
-  int64_t splits;   // of the batch
+  int lanes;       // of a channel, a power of two
+  int64_t blocks;  // of kTokenThreads / lanes channels
+  int64_t chunks;  // of the state's numbers, lanes each
+  int64_t splits;  // of the batch
 };
 
 // Where the backward pass of tokens leaves its partial sums; of the compute type.
 struct TokenGradients {
   Operand h0;
-  Operand x, dt;            // the results, in the inputs' type, where there is one chunk
-  void *x_parts, *dt_parts; // else (chunks, steps, batches, D)
-  void* A_parts;            // (splits, D, N)
-  void* bias_parts;         // (splits, chunks, D)
-  void* B_parts;            // (blocks, steps, batches, N)
+  Operand x, dt;             // the results, in the inputs' type, where there is one chunk
+  void *x_parts, *dt_parts;  // else (chunks, steps, batches, D)
+  void* A_parts;             // (splits, D, N)
+  void* bias_parts;          // (splits, chunks, D)
+  void* B_parts;             // (blocks, steps, batches, N)
 };
 
 // Whether the kernels divide by the root mean square themselves: all channels of a pixel must fit into one block.

@@ -30,7 +30,9 @@ struct Divisor {
   unsigned factor;
   int shift;
 
-  __device__ unsigned divide(unsigned number) const { return static_cast<unsigned>(uint64_t(number) * factor >> shift); }
+  __device__ unsigned divide(unsigned number) const {
+    return static_cast<unsigned>(uint64_t(number) * factor >> shift);
+  }
 };
 
 // factor = 2^shift / divisor, rounded up, where 2^(shift - 31) is the least power of two that is not below the divisor.

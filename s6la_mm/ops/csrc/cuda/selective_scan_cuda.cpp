@@ -200,9 +200,8 @@ void token_backward(const Call& call, const Tensor& grad, const Results& results
   out.A_parts = parts(A_parts, results.A.has_value(), {grid.splits, p.rows, p.inner});
   out.bias_parts = parts(bias_parts, results.bias.has_value(), {grid.splits * grid.chunks, p.rows});
   out.B_parts = parts(B_parts, results.B.has_value(), {grid.blocks, p.steps, p.batches, p.inner});
-  with_kernels(call.h0, call.x, [&](auto type) {
-    C10_CUDA_CHECK(decltype(type)::Functions::token_backward(p, out, grid, q));
-  });
+  with_kernels(call.h0, call.x,
+               [&](auto type) { C10_CUDA_CHECK(decltype(type)::Functions::token_backward(p, out, grid, q)); });
   const auto add_up = [](const OptionalTensor& result, const Tensor& parts) {
     if (!result.has_value() || !parts.defined()) return;
     Tensor sum = *result;

@@ -26,16 +26,16 @@ struct alignas(sizeof(T) * n) Vec {
     return v;
   }
 
-#define S6LA_OPERATOR(Result, symbol)                                       \
-  S6LA_INLINE friend Vec<Result, n> operator symbol(Vec a, Vec b) {         \
-    Vec<Result, n> result;                                                  \
-    for (int k = 0; k < n; ++k) result.at[k] = a.at[k] symbol b.at[k];      \
-    return result;                                                          \
-  }                                                                         \
-  S6LA_INLINE friend Vec<Result, n> operator symbol(Vec a, T b) {           \
-    Vec<Result, n> result;                                                  \
-    for (int k = 0; k < n; ++k) result.at[k] = a.at[k] symbol b;            \
-    return result;                                                          \
+#define S6LA_OPERATOR(Result, symbol)                                  \
+  S6LA_INLINE friend Vec<Result, n> operator symbol(Vec a, Vec b) {    \
+    Vec<Result, n> result;                                             \
+    for (int k = 0; k < n; ++k) result.at[k] = a.at[k] symbol b.at[k]; \
+    return result;                                                     \
+  }                                                                    \
+  S6LA_INLINE friend Vec<Result, n> operator symbol(Vec a, T b) {      \
+    Vec<Result, n> result;                                             \
+    for (int k = 0; k < n; ++k) result.at[k] = a.at[k] symbol b;       \
+    return result;                                                     \
   }
   S6LA_OPERATOR(T, +)
   S6LA_OPERATOR(T, -)
@@ -63,11 +63,11 @@ S6LA_INLINE Vec<T, n> select(Vec<bool, n> mask, Vec<T, n> a, Vec<T, n> b) {
   return a;
 }
 
-#define S6LA_VECTOR_FUNCTION(name)                             \
-  template <typename T, int n>                                 \
-  S6LA_INLINE Vec<T, n> name(Vec<T, n> v) {                    \
-    for (int k = 0; k < n; ++k) v.at[k] = name(v.at[k]);       \
-    return v;                                                  \
+#define S6LA_VECTOR_FUNCTION(name)                       \
+  template <typename T, int n>                           \
+  S6LA_INLINE Vec<T, n> name(Vec<T, n> v) {              \
+    for (int k = 0; k < n; ++k) v.at[k] = name(v.at[k]); \
+    return v;                                            \
   }
 S6LA_VECTOR_FUNCTION(absolute)
 S6LA_VECTOR_FUNCTION(exponential)
