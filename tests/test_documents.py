@@ -58,5 +58,11 @@ def test_what_is_missing_is_found():
     assert unknown_options(command) == [('tools/train.py', '--ampere')]
 
 
+def test_every_tool_is_named():
+    tools = [path.name for path in (ROOT / 'tools').rglob('*') if path.suffix in ('.py', '.sh')]
+    text = (ROOT / 'tools/README.md').read_text(encoding='utf-8')
+    assert [tool for tool in tools if tool not in text] == []
+
+
 def test_the_readme_is_short():
     assert len((ROOT / 'README.md').read_text(encoding='utf-8').splitlines()) <= 130

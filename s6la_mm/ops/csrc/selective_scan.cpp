@@ -208,11 +208,9 @@ SixTensors selective_scan_backward(const Tensor& grad, const Tensor& x, const Te
 
 // torch.compile may trace the operators. Before 2.2 torch does not ask, and knows no such tag.
 #if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 2
-#define S6LA_TAGS {at::Tag::pt2_compliant_tag}
+#define S6LA_TAGS at::Tag::pt2_compliant_tag
 #else
-#define S6LA_TAGS \
-  {               \
-  }
+#define S6LA_TAGS
 #endif
 
 #define S6LA_STRING_OF(value) #value
@@ -220,8 +218,9 @@ SixTensors selective_scan_backward(const Tensor& grad, const Tensor& x, const Te
 
 // What this module was compiled from and for, as JSON.
 std::string build_info() {
-  std::string info = "{\"torch\": \"" S6LA_STRING(TORCH_VERSION_MAJOR) "." S6LA_STRING(
-      TORCH_VERSION_MINOR) "." S6LA_STRING(TORCH_VERSION_PATCH) "\", \"compiler\": \"";
+  const std::string major = S6LA_STRING(TORCH_VERSION_MAJOR), minor = S6LA_STRING(TORCH_VERSION_MINOR);
+  std::string info = "{\"torch\": \"" + major + "." + minor + "." S6LA_STRING(TORCH_VERSION_PATCH);
+  info += "\", \"compiler\": \"";
 #if defined(__clang__)
   info += "Clang " S6LA_STRING(__clang_major__) "." S6LA_STRING(__clang_minor__);
 #elif defined(__GNUC__)
@@ -244,12 +243,12 @@ TORCH_LIBRARY(s6la_mm, m) {
   m.def(
       "selective_scan(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor h0, Tensor? dt_bias, bool dt_softplus, bool zoh, "
       "bool return_states, float? norm_eps) -> Tensor",
-      S6LA_TAGS);
+      {S6LA_TAGS});
   m.def(
       "selective_scan_backward(Tensor grad, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor h0, Tensor? dt_bias, "
       "bool dt_softplus, bool zoh, bool return_states, float? norm_eps, bool[6] output_mask) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-      S6LA_TAGS);
+      {S6LA_TAGS});
   m.def("build_info() -> str", &s6la::build_info);
 }
 
