@@ -2,7 +2,7 @@
 # Sets up the environment and runs the tests on every core.
 #   tools/run_tests.sh [--all] [options of pytest, such as -k resume, or -n 0 for one process]
 # Without --all the tests marked nightly are left out: they take minutes each (two nodes, signals to what torchrun has
-# started, every config's step, the CUDA kernels in emulation), and the default tier has a smaller case of the same.
+# started, steps of longer schedules, the CUDA kernels in emulation), and the default tier has a smaller case of the same.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 

@@ -48,6 +48,7 @@ class Regression:
 
     Example:
         >>> import torch
+        >>> _ = torch.manual_seed(0)
         >>> x, noise = torch.rand(1000, 3), torch.randn(1000, 1)
         >>> regression = Regression()
         >>> regression.add(x, x.sum(1, keepdim=True) + 0.5 * noise)  # variances 3 / 12 and 0.5²
