@@ -65,6 +65,11 @@ def test_kernels_pass_all_tests_of_the_op(flavour, tmp_path):
     assert passed(run) > 1500
 
 
+@pytest.mark.parametrize('name', MISTAKES)
+def test_mistake_has_one_place_in_the_sources(name):
+    assert (build.CSRC / 'cuda' / MISTAKES[name].file).read_text().count(MISTAKES[name].old) == 1
+
+
 @pytest.mark.parametrize(
     'name',
     [pytest.param(n, marks=() if n in EVERY_TIME else pytest.mark.nightly) for n in MISTAKES],

@@ -324,6 +324,11 @@ inline T __ldg(const T* address) {
 }
 
 // As far from the quotient as a device may be.
+inline float __uint_as_float(unsigned bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
 inline float __fdividef(float a, float b) { return a / b * (1 + 0x1p-22f); }
 inline float rsqrt(float v) { return 1 / std::sqrt(v); }
 inline double rsqrt(double v) { return 1 / std::sqrt(v); }

@@ -78,15 +78,18 @@ __device__ __forceinline__ Vec<Compute, n> add_lanes(Vec<Compute, n> v, int from
 // Numbers per warp that are added up over the warps of a block: a Vec for each of its lanes.
 constexpr int kSharedBytes = 4096;
 
-// The sum of v over all slots. Between two calls with the same `shared`, the threads of the block must meet elsewhere.
-template <typename Compute, int n>
-__device__ __forceinline__ Vec<Compute, n> add_slots(Vec<Compute, n> v, int lanes, Vec<Compute, n>* shared) {
+// finish(sum of v over all slots), calculated by one warp for all. Between two calls with the same `shared`, the threads
+// of the block must meet elsewhere.
+template <typename Compute, int n, typename Finish>
+__device__ __forceinline__ Vec<Compute, n> add_slots(Vec<Compute, n> v, int lanes, Vec<Compute, n>* shared,
+                                                     Finish finish) {
   const int thread = threadIdx.x, lane = thread & (lanes - 1);
   v = add_lanes(v, lanes, kWarp);
   if (thread % kWarp < lanes) shared[thread / kWarp * lanes + lane] = v;
   __syncthreads();
   if (S6LA_USUALLY(thread < lanes, false)) {  // one of the warps, so hardly of account
     for (int warp = 1; warp < static_cast<int>(blockDim.x) / kWarp; ++warp) v = v + shared[warp * lanes + lane];
+    for (int k = 0; k < n; ++k) v.at[k] = finish(v.at[k]);
     shared[lane] = v;
   }
   __syncthreads();
@@ -164,17 +167,17 @@ __global__ void __launch_bounds__(kMapThreads, kBackward ? (kZoh ? 2 : 3) : 4)
     const V x = read(Input(), p.x), dt = read(Input(), p.dt), B = read(Input(), p.B), h = read(State(), p.h);
     V grad{};
     if constexpr (kBackward) grad = read(State(), p.states);
-    const auto over_channels = [&](V v, int which) {
-      return kChannelsInner ? V::all(add_lanes(sum(v), 1, lanes)) : add_slots(v, lanes, shared[which]);
+    // finish(mean of v over the channels)
+    const auto over_channels = [&](V v, int which, auto finish) {
+      const auto of_sum = [&](Compute total) { return finish(total * p.one_by_channels); };
+      if constexpr (kChannelsInner) {
+        return V::all(of_sum(add_lanes(sum(v), 1, lanes)));
+      } else {
+        return add_slots(v, lanes, shared[which], of_sum);
+      }
     };
     V r = V::all(1);
-    if (normalize) {
-      const V squares = over_channels(x * x, 0);
-#pragma unroll
-      for (int k = 0; k < n; ++k) {
-        r.at[k] = rsqrt(squares.at[k] * p.one_by_channels + p.norm_eps);
-      }
-    }
+    if (normalize) r = over_channels(x * x, 0, [&](Compute mean) { return rsqrt(mean + p.norm_eps); });
     if constexpr (!kBackward) {
       write(State(), p.states, update(h, x * r, dt * r, bias, A, B * r, with_softplus, kZoh));
       continue;
@@ -199,8 +202,8 @@ __global__ void __launch_bounds__(kMapThreads, kBackward ? (kZoh ? 2 : 3) : 4)
     write(Input(), p.by_B, g.B * r);
     V by_x = g.x;
     if (normalize) {
-      const V by_r = over_channels(g.x * x + g.dt * dt + g.B * B, 1);
-      by_x = (g.x - x * by_r * (r * r) * p.one_by_channels) * r;
+      const V by_r = over_channels(g.x * x + g.dt * dt + g.B * B, 1, [](Compute mean) { return mean; });
+      by_x = (g.x - x * by_r * (r * r)) * r;
     }
     write(Input(), p.by_x, by_x);
   }
@@ -208,8 +211,9 @@ __global__ void __launch_bounds__(kMapThreads, kBackward ? (kZoh ? 2 : 3) : 4)
   if (!kBackward || p.sums == nullptr) return;
   Compute* sums = static_cast<Compute*>(p.sums) + int64_t(first) * 2 * channels + channel;
   if (kChannelsInner) {
-    sum_A = add_slots(sum_A, lanes, shared[0]);
-    sum_bias = add_slots(sum_bias, lanes, shared[1]);
+    const auto as_it_is = [](Compute total) { return total; };
+    sum_A = add_slots(sum_A, lanes, shared[0], as_it_is);
+    sum_bias = add_slots(sum_bias, lanes, shared[1], as_it_is);
     if (slot == 0) {
 #pragma unroll
       for (int k = 0; k < n; ++k) {

@@ -2,6 +2,7 @@
 // they are read and written. update.h takes such a vector for its number, so that its branches are one for all of them.
 #pragma once
 
+#include <c10/util/BFloat16.h>
 #include <cuda_runtime.h>
 
 #include <cmath>
@@ -82,8 +83,8 @@ __device__ __forceinline__ double approximate_quotient(double a, double b) { ret
 // log(1 + e) as 2 artanh(e / (2 + e)), as the CPU kernels do it (cpu/vector.h).
 __device__ __forceinline__ float approximate_log1p_of_unit(float e) {
   const float s = __fdividef(e, e + 2), w = s * s;
-  const float q = (w * 0.26867548f + 0.28233956f) * (w * w) + (w * 0.40007671f + 0.6666664f);
-  return s * w * q + (s + s);
+  const float q = ((w * 0.26867548f + 0.28233956f) * w + 0.40007671f) * w + 0.6666664f;
+  return s * (w * q + 2);
 }
 __device__ __forceinline__ double approximate_log1p_of_unit(double e) { return log1p_of_unit(e); }
 
@@ -112,6 +113,24 @@ S6LA_INLINE T sum(Vec<T, n> v) {
 template <typename Storage, int n>
 using Word = std::conditional_t<sizeof(Storage) * n == 16, uint4, uint2>;
 
+// The numbers in the compute type. Of bfloat16, two neighbours from their common word: the compiler would take it apart
+// first and shift each of them then.
+template <typename Compute, int n, typename Storage>
+__device__ __forceinline__ Vec<Compute, n> widen(const Storage (&numbers)[n]) {
+  Vec<Compute, n> v;
+  if constexpr (std::is_same<Storage, c10::BFloat16>::value) {
+    uint32_t pairs[n / 2];
+    static_assert(sizeof(pairs) == sizeof(numbers), "two numbers in each word");
+    memcpy(pairs, numbers, sizeof(pairs));
+#pragma unroll
+    for (int k = 0; k < n; ++k) v.at[k] = __uint_as_float(k % 2 ? pairs[k / 2] & 0xffff0000u : pairs[k / 2] << 16);
+  } else {
+#pragma unroll
+    for (int k = 0; k < n; ++k) v.at[k] = static_cast<Compute>(numbers[k]);
+  }
+  return v;
+}
+
 // The numbers at p, of which `left` are there; the others are 0. `wide`: p is aligned for all of them at once.
 template <typename Compute, int n, typename Storage>
 __device__ __forceinline__ Vec<Compute, n> load(const Storage* p, bool wide, int left) {
@@ -124,10 +143,7 @@ __device__ __forceinline__ Vec<Compute, n> load(const Storage* p, bool wide, int
 #pragma unroll
     for (int k = 0; k < n; ++k) numbers[k] = k < left ? p[k] : Storage(0);
   }
-  Vec<Compute, n> v;
-#pragma unroll
-  for (int k = 0; k < n; ++k) v.at[k] = static_cast<Compute>(numbers[k]);
-  return v;
+  return widen<Compute>(numbers);
 }
 
 template <typename Compute, int n, typename Storage>
