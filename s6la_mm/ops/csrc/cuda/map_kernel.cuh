@@ -78,8 +78,8 @@ __device__ __forceinline__ Vec<Compute, n> add_lanes(Vec<Compute, n> v, int from
 // Numbers per warp that are added up over the warps of a block: a Vec for each of its lanes.
 constexpr int kSharedBytes = 4096;
 
-// finish(sum of v over all slots), calculated by one warp for all. Between two calls with the same `shared`, the threads
-// of the block must meet elsewhere.
+// finish(sum of v over all slots), calculated by one warp for all. Between two calls with the same `shared`, the
+// threads of the block must meet elsewhere.
 template <typename Compute, int n, typename Finish>
 __device__ __forceinline__ Vec<Compute, n> add_slots(Vec<Compute, n> v, int lanes, Vec<Compute, n>* shared,
                                                      Finish finish) {
