@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing.context
+import random
 from collections.abc import Generator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from _pytest.doctest import DoctestItem, DoctestModule
 from forked import CONTEXT, TESTS, start_server
 from mmengine.logging import MMLogger
@@ -28,9 +31,13 @@ def pytest_collect_file(file_path: Path) -> Generator[None, list, list]:
 def fresh_start(request: pytest.FixtureRequest) -> None:
     """Forgets what another test's runner or model has left: names would be looked up in its default scope.
 
-    The examples of docstrings find the configs as in a clone of the repository, and may write files.
+    Random numbers are the same in every order of the tests. The examples of docstrings find the configs as in a clone
+    of the repository, and may write files.
     """
     forget_instances()
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
     if isinstance(request.node, DoctestItem):
         tmp_path = request.getfixturevalue('tmp_path')
         (tmp_path / 'configs').symlink_to(ROOT / 'configs')
