@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import cv2
 import mmcv
 import mmengine
 import numpy as np
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
 
 import s6la_mm  # noqa: F401  (allow-lists what checkpoints hold, also for configs that don't import it)
 from s6la_mm.common.cli import add_cfg_options, clear_errors, find_images, load_config, require_file
 from s6la_mm.common.errors import UsageError
+from s6la_mm.common.fonts import fallback_families, make_legible
 from s6la_mm.common.inference import build_visualizer, init_model, predictor
 
+LEGEND_SIZE = 9  # points of the letters, in pictures of 100 pixels to the inch
 # The picture (height, width, RGB; uint8) of a prediction, what goes into its JSON, a label map or None.
 Drawn = tuple[np.ndarray, dict, 'np.ndarray | None']
 
@@ -95,19 +99,27 @@ def with_legend(picture: np.ndarray, entries: list[tuple[Sequence[int], str]]) -
         np.ndarray: The wider picture, (height, width + legend, 3); lower pictures than one line (22 pixels) are
         padded to it.
     """
-    line, font, size = 22, cv2.FONT_HERSHEY_SIMPLEX, 0.45
+    line = 22
     height = max(picture.shape[0], line)
     rows = height // line
     columns = [np.pad(picture, ((0, height - picture.shape[0]), (0, 0), (0, 0)))]
     for start in range(0, len(entries), rows):
         chosen = entries[start : start + rows]
-        width = 30 + max(cv2.getTextSize(text, font, size, 1)[0][0] for _, text in chosen)
-        column = np.full((height, width, 3), 255, np.uint8)
-        for row, (colour, text) in enumerate(chosen):
+        texts = [text for _, text in chosen]
+        column = np.full((height, 34 + max(map(text_width, texts)), 3), 255, np.uint8)
+        for row, (colour, _) in enumerate(chosen):
             column[row * line + 4 : row * line + 18, 4:20] = colour
-            cv2.putText(column, text, (25, row * line + 16), font, size, (0, 0, 0), 1, cv2.LINE_AA)
-        columns.append(column)
+        drawn = make_legible(Visualizer(image=column))
+        places = np.array([(26, row * line + line // 2) for row in range(len(texts))])
+        drawn.draw_texts(texts, places, LEGEND_SIZE, 'k', vertical_alignments='center_baseline')
+        columns.append(drawn.get_image())
     return np.concatenate(columns, axis=1)
+
+
+def text_width(text: str) -> int:
+    """Pixels that a text of a legend takes."""
+    font = FontProperties(family=['sans-serif', *fallback_families([text])], size=LEGEND_SIZE * 100 / 72)
+    return math.ceil(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0])
 
 
 def write_results(images: list[str], draw: Callable[[str, np.ndarray], Drawn], out_dir: Path) -> None:

@@ -19,8 +19,9 @@ from s6la_mm.common.cli import (
     load_config,
     require_file,
 )
-from s6la_mm.common.configs import innermost_dataset
+from s6la_mm.common.configs import datasets_of
 from s6la_mm.common.errors import UsageError
+from s6la_mm.common.fonts import make_legible
 from s6la_mm.engine import build_runner
 
 
@@ -90,22 +91,11 @@ def enable_tta(cfg: Config) -> None:
     Raises:
         UsageError: If a config of another scope lacks one of the two, or the detector predicts masks.
     """
-    dataset = innermost_dataset(cfg.test_dataloader.dataset)
     missing = [key for key in ('tta_model', 'tta_pipeline') if key not in cfg]
     if missing and cfg.get('default_scope') != 'mmdet':
         raise UsageError(f'--tta: the config has no {" and no ".join(missing)}; add what it lacks')
     if 'tta_model' in missing:
         cfg.tta_model = dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
-    if 'tta_pipeline' in missing:
-        pack = deepcopy(dataset.pipeline[-1])
-        # Merging has to undo the flip: both keys must reach the model.
-        keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
-        pack.meta_keys = keys
-        flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
-        cfg.tta_pipeline = [
-            *dataset.pipeline[:-1],
-            dict(type='TestTimeAug', transforms=[flips, [pack]]),
-        ]
     if missing:
         print_log(f"--tta: no {' and no '.join(missing)} in the config, mmdet's default is used", 'current')
     if cfg.tta_model.type == 'DetTTAModel' and cfg.model.get('roi_head', {}).get('mask_head') is not None:
@@ -114,7 +104,17 @@ def enable_tta(cfg: Config) -> None:
             'model.roi_head.mask_head=None model.roi_head.mask_roi_extractor=None test_evaluator.metric=bbox'
         )
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-    dataset.pipeline = cfg.tta_pipeline
+    for dataset in datasets_of(cfg.test_dataloader.dataset):
+        dataset.pipeline = cfg.get('tta_pipeline') or with_mirror_image(dataset.pipeline)
+
+
+def with_mirror_image(pipeline: list) -> list:
+    """A detector's test pipeline that gives the image and its mirror image."""
+    pack = deepcopy(pipeline[-1])
+    # Merging has to undo the flip: both keys must reach the model.
+    pack.meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
+    flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
+    return [*pipeline[:-1], dict(type='TestTimeAug', transforms=[flips, [pack]])]
 
 
 class DumpPredictions(DumpResults):
@@ -141,6 +141,8 @@ def main() -> None:
             enable_tta(cfg)
     with clear_errors(cfg), weights_only():
         runner = build_runner(cfg)
+        if args.show or args.show_dir is not None:
+            make_legible(runner.visualizer)
         if args.out is not None:
             if cfg.get('default_scope') == 'mmdet':
                 from mmdet.evaluation import DumpDetResults as Dump

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -21,11 +23,26 @@ def build_model(cfg: Config) -> nn.Module:
     return revert_sync_batchnorm(MODELS.build(cfg.model)).eval().requires_grad_(False)
 
 
-def innermost_dataset(dataset: ConfigDict) -> ConfigDict:
-    """Follow ``dataset`` entries of wrappers (RepeatDataset …) down to the data set itself."""
-    while 'dataset' in dataset:
-        dataset = dataset['dataset']
-    return dataset
+def datasets_of(dataset: Any) -> Iterator[Any]:
+    """The data sets under wrappers (ConcatDataset, RepeatDataset, MultiImageMixDataset …) nested in any order.
+
+    Args:
+        dataset (Dataset | dict): What was built, or its config.
+
+    Yields:
+        Dataset | dict: Each data set that is no wrapper, as what was given.
+
+    Example:
+        >>> repeated = dict(type='RepeatDataset', times=2, dataset=dict(type='CocoDataset'))
+        >>> list(datasets_of(dict(type='ConcatDataset', datasets=[repeated, dict(type='VOCDataset')])))
+        [{'type': 'CocoDataset'}, {'type': 'VOCDataset'}]
+    """
+    entries = dataset if isinstance(dataset, dict) else {k: getattr(dataset, k, None) for k in ('dataset', 'datasets')}
+    inside = entries.get('datasets') if entries.get('dataset') is None else [entries['dataset']]
+    if inside is None:
+        yield dataset
+    for part in inside or ():
+        yield from datasets_of(part)
 
 
 def is_s6la(cfg: Config) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import os.path as osp
@@ -44,14 +45,30 @@ def complete_or_not(path: str, is_owner: bool = True) -> Iterator[str]:
                 for name in names:
                     _sync(osp.join(folder, name))
             _sync(temporary)
-            if osp.isdir(path):  # which cannot be replaced
-                shutil.rmtree(path)
+            if osp.isdir(path):  # which cannot be replaced in one step
+                remove(_aside(path))
+                os.replace(path, _aside(path))
             os.replace(temporary, path)
             _sync(osp.dirname(osp.abspath(path)))
+            remove(_aside(path))
     except OSError:
         if is_owner:
+            put_back(osp.dirname(path))
             remove(temporary)
         raise
+
+
+def put_back(folder: str) -> None:
+    """Gives back their names to folders which a kill kept :func:`complete_or_not` from replacing."""
+    for aside in glob.glob(osp.join(glob.escape(folder), _aside('*'))):
+        path = osp.join(folder, osp.basename(aside)[1:].removesuffix('.old'))
+        if not osp.exists(path):
+            os.replace(aside, path)
+
+
+def _aside(path: str) -> str:
+    """Where a folder is while another one takes its name."""
+    return osp.join(osp.dirname(path), f'.{osp.basename(path)}.old')
 
 
 def write_atomically(path: str, text: str) -> None:
@@ -72,6 +89,9 @@ def remove(path: str) -> None:
 def read_json(path: str) -> Any:
     """The content of a JSON file, None if there is no such file.
 
+    Raises:
+        UsageError: If it is no JSON.
+
     Example:
         >>> read_json('no/such.json') is None
         True
@@ -81,6 +101,8 @@ def read_json(path: str) -> Any:
             return json.load(file)
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise UsageError(f'{path} is damaged, it is no JSON ({error}): remove it or get it anew') from error
 
 
 def replace_between(text: str, begin: str, end: str, lines: list[str], name: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 
@@ -15,8 +16,9 @@ from mmengine.visualization import Visualizer
 from torch import nn
 
 from ..checkpoint.reading import weights_only
-from .configs import innermost_dataset
+from .configs import datasets_of
 from .errors import UsageError
+from .fonts import make_legible
 
 
 def init_model(cfg: Config, checkpoint: str, device: str | None = None) -> nn.Module:
@@ -43,6 +45,9 @@ def init_model(cfg: Config, checkpoint: str, device: str | None = None) -> nn.Mo
     else:
         raise UsageError(f'default_scope={scope!r} of the config must be one of mmdet, mmseg, mmpretrain')
     init_default_scope(scope)
+    if 'test_dataloader' in cfg:  # of which mmdet takes the colours: wrappers would read the annotations first
+        cfg = copy.deepcopy(cfg)
+        cfg.test_dataloader.dataset = next(datasets_of(cfg.test_dataloader.dataset))
     with weights_only():
         model = init(cfg, checkpoint, device=device or get_device())
     if scope == 'mmpretrain':
@@ -57,7 +62,7 @@ def predictor(cfg: Config, model: nn.Module) -> Callable[[str], BaseDataElement]
         cfg (Config): The config, of which it takes the pipeline of the test, without annotations.
         model (nn.Module): Of :func:`init_model`.
     """
-    steps = innermost_dataset(cfg.test_dataloader.dataset).pipeline
+    steps = next(datasets_of(cfg.test_dataloader.dataset)).pipeline
     pipeline = Compose([step for step in steps if 'Annotation' not in str(step['type'])])
     # mmpretrain takes a list for views of one image.
     collate = default_collate if cfg.default_scope == 'mmpretrain' else pseudo_collate
@@ -79,4 +84,4 @@ def build_visualizer(cfg: Config, dataset_meta: dict) -> Visualizer:
     name = f'visualizer_{time.time_ns()}'  # mmengine would return one whose name it knows
     visualizer = VISUALIZERS.build({**cfg.visualizer, 'vis_backends': None, 'name': name})
     visualizer.dataset_meta = dataset_meta
-    return visualizer
+    return make_legible(visualizer)

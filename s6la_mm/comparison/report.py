@@ -16,6 +16,7 @@ from scipy import stats
 
 from ..benchmarks.timing import paired_ratios
 from ..common.files import write_atomically
+from ..common.fonts import make_figure_legible
 from .plan import Plan, Progress, Run
 
 _PACKAGES = ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 's6la_mm')
@@ -231,6 +232,7 @@ def draw_curves(plan: Plan, table: dict[str, dict[int, Progress]], path: str) ->
         axis.set(xlabel='iteration', title=f'{title}: mean and range of the seeds')
         axis.grid(alpha=0.3)
     axes[0].legend()
+    make_figure_legible(figure)
     figure.savefig(path, dpi=90)
     plt.close(figure)
 

@@ -10,6 +10,8 @@ import zipfile
 from mmengine.config import Config
 from mmengine.logging import print_log
 
+from ..common.files import put_back
+
 # As configs/_base_/s6la.py has them.
 _HOOKS = dict(preemption='PreemptionHook', nonfinite='NonFiniteHook')
 _LOOPS = {'EpochBasedTrainLoop': 'ResumableEpochBasedTrainLoop', 'IterBasedTrainLoop': 'ResumableIterBasedTrainLoop'}
@@ -63,6 +65,8 @@ def find_last_good(work_dir: str) -> str | None:
             beside = osp.join(work_dir, osp.basename(last))
             candidates.append(last if osp.exists(last) or not osp.exists(beside) else beside)
             folders.append(osp.dirname(last))  # the out_dir of the checkpoint hook
+    for folder in folders:
+        put_back(folder)
     patterns = ('epoch_*.pth', 'iter_*.pth', 'preempted_*.pth')
     others = [p for f in folders for pattern in patterns for p in glob.glob(osp.join(glob.escape(f), pattern))]
     candidates += sorted(others, key=osp.getmtime, reverse=True)

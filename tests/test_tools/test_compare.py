@@ -324,3 +324,13 @@ def test_costs_of_classifiers(tmp_path, compare):
     # Nearly every weight works on each of the 17 tokens.
     assert costs['flops'] == pytest.approx(17 * costs['parameters'], rel=0.1)
     assert costs['memory'] > 4 * costs['parameters'] and len(costs['seconds']) == 1
+
+
+def test_data_set_that_says_in_its_own_way_that_it_is_missing(tmp_path, compare):
+    """mmpretrain's CIFAR-10 raises a RuntimeError."""
+    (tmp_path / 'plan.py').write_text(PLAN)
+    cifar = dict(_delete_=True, type='mmpretrain.CIFAR10', data_root='nowhere', download=False)
+    text = TINY.format(base=str(BASE), model=MODELS['retinanet'])
+    (tmp_path / 'tiny.py').write_text(f"{text}train_dataloader['dataset'] = {cifar}\n")
+    with pytest.raises(compare.UsageError, match=r'data of S6LA cannot be read: .*Cannot find CIFAR10'):
+        compare.check_data(read_plan(str(tmp_path / 'plan.py')))

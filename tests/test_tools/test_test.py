@@ -88,3 +88,15 @@ def test_tta():
     masks.model.roi_head = dict(mask_head=dict(type='FCNMaskHead'))
     with pytest.raises(UsageError, match='mask_head=None'):
         enable(masks)
+
+
+def test_tta_of_nested_data_sets():
+    """Each of them gets its own pipeline, with the mirror image."""
+    parts = [[dict(type=f'Load{name}'), dict(type='PackDetInputs')] for name in 'AB']
+    inside = dict(type='ConcatDataset', datasets=[dict(pipeline=parts[0]), dict(dataset=dict(pipeline=parts[1]))])
+    loader = dict(dataset=dict(type='RepeatDataset', dataset=inside))
+    cfg = Config(dict(default_scope='mmdet', model=dict(type='M'), test_dataloader=loader))
+    load('test.py').enable_tta(cfg)
+    first, second = cfg.test_dataloader.dataset.dataset.datasets
+    assert [step.type for step in first.pipeline] == ['LoadA', 'TestTimeAug']
+    assert [step.type for step in second.dataset.pipeline] == ['LoadB', 'TestTimeAug']

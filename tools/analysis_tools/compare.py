@@ -131,8 +131,9 @@ def check_data(plan: Plan) -> None:
             seen.add(str(loader.dataset))
             try:
                 DATASETS.build(loader.dataset)
-            except (FileNotFoundError, UsageError) as error:
-                raise UsageError(f'the data of {variant.name} cannot be read: {explain(error, cfg)}') from error
+            except Exception as error:  # each data set has its own way to say that files are missing
+                reason = explain(error, cfg) or f'{type(error).__name__}: {error}'
+                raise UsageError(f'the data of {variant.name} cannot be read: {reason}') from error
 
 
 def prepare(run: Run, start: Run | None, settings: str) -> None:

@@ -23,7 +23,7 @@ from mmengine.utils import track_iter_progress
 
 import s6la_mm  # noqa: F401  (registers the data sets)
 from s6la_mm.common.cli import add_cfg_options, clear_errors, explain, load_config
-from s6la_mm.common.configs import innermost_dataset
+from s6la_mm.common.configs import datasets_of
 from s6la_mm.common.errors import UsageError
 from s6la_mm.common.files import write_atomically
 from s6la_mm.datasets import ShapesDataset
@@ -106,15 +106,6 @@ def check_config_data(
     report.findings = list(dict.fromkeys(report.findings))  # a file that is listed twice is missing once
     report.seconds = time.time() - start
     return report
-
-
-def datasets_of(dataset: ConfigDict) -> Iterator[ConfigDict]:
-    """The data sets under the wrappers: RepeatDataset, MultiImageMixDataset, ConcatDataset."""
-    dataset = innermost_dataset(dataset)
-    if 'datasets' not in dataset:
-        yield dataset
-    for part in dataset.get('datasets', ()):
-        yield from datasets_of(part)
 
 
 def check_dataset(dataset: ConfigDict, split: str, workers: int, decode: bool) -> tuple[list[Finding], list[ImageFile]]:

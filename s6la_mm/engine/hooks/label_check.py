@@ -6,9 +6,11 @@ label, hours after the start if the file is rare.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
+from mmcv.transforms import LoadAnnotations
 from mmengine.dist import get_dist_info
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
@@ -16,6 +18,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from ...common.configs import datasets_of
 from ...common.errors import UsageError
 
 
@@ -37,11 +40,8 @@ class LabelCheckHook(Hook):
             UsageError: If there is a label that is neither a class nor ``ignore_index``; the message counts each.
         """
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        dataset = runner.train_dataloader.dataset
-        while hasattr(dataset, 'dataset'):  # RepeatDataset and other wrappers
-            dataset = dataset.dataset
-        for part in getattr(dataset, 'datasets', [dataset]):
-            check_labels(part, model.num_classes)
+        for dataset in datasets_of(runner.train_dataloader.dataset):
+            check_labels(dataset, model.num_classes)
 
 
 def unknown_labels(labels: np.ndarray, num_classes: int, ignore_index: int) -> dict[int, int]:
@@ -65,13 +65,20 @@ def check_labels(dataset: Any, num_classes: int) -> None:
     """Reads this process's share of the label maps of a data set, and counts labels out of range.
 
     Args:
-        dataset (mmseg.datasets.BaseSegDataset): With a ``LoadAnnotations`` in its pipeline.
+        dataset (mmseg.datasets.BaseSegDataset): Without a ``LoadAnnotations`` in its pipeline it is not checked.
         num_classes (int): Labels from 0 to ``num_classes`` - 1 and ``dataset.ignore_index`` are allowed.
 
     Raises:
         UsageError: If there are other labels: which, how many pixels in how many files, the first file, and what to do.
     """
-    load = next(t for t in dataset.pipeline.transforms if type(t).__name__ == 'LoadAnnotations')
+    load = next((t for t in dataset.pipeline.transforms if isinstance(t, LoadAnnotations)), None)
+    if load is None:
+        print_log(
+            f'LabelCheckHook: {type(dataset).__name__} has no LoadAnnotations in its pipeline, it is not checked',
+            logger='current',
+            level=logging.WARNING,
+        )
+        return
     rank, world_size = get_dist_info()
     share = range(rank, len(dataset), world_size)
     print_log(f'Checking the labels of {len(share)} label maps', logger='current')
