@@ -9,9 +9,9 @@ from ..compat import flop_counter_mode, unfused_attention
 from ..layers import STATE_LAYERS
 
 
-def _run_model(model: nn.Module, height: int, width: int) -> None:
+def _run_model(model: nn.Module, height: int, width: int, channels: int) -> None:
     """One forward pass of one image; two-stage detectors go through their heads with random proposals."""
-    inputs = torch.rand(1, 3, height, width)
+    inputs = torch.rand(1, channels, height, width)
     data_samples = None
     if hasattr(model, 'rpn_head'):  # a two-stage detector asks where the image ends
         from mmdet.structures import DetDataSample
@@ -26,8 +26,14 @@ def _run_model(model: nn.Module, height: int, width: int) -> None:
         model(inputs, data_samples, mode='tensor')
 
 
-def count_flops(model: nn.Module, height: int, width: int) -> list[tuple[str, int, int]]:
+def count_flops(model: nn.Module, height: int, width: int, channels: int = 3) -> list[tuple[str, int, int]]:
     """Counts by part of the model.
+
+    Args:
+        model (nn.Module): A model of OpenMMLab.
+        height (int): Of an image.
+        width (int): Of an image.
+        channels (int): Of an image. Defaults to 3.
 
     Returns:
         list[tuple[str, int, int]]: Rows of name, parameters and FLOPs. A multiply-add counts once, as in OpenMMLab's
@@ -36,7 +42,7 @@ def count_flops(model: nn.Module, height: int, width: int) -> list[tuple[str, in
     """
     counter = flop_counter_mode(model)
     with counter, unfused_attention():  # the fused attention of the CPU is not counted
-        _run_model(model, height, width)
+        _run_model(model, height, width, channels)
     # FlopCounterMode counts multiply and add, and names modules by their path below the class of the root.
     flops = {
         path.partition('.')[2]: sum(ops.values()) // 2 for path, ops in counter.get_flop_counts().items() if '.' in path

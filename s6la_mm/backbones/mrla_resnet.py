@@ -14,6 +14,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ..checkpoint import InputChannelsMixin
 from ..layers.eca import adaptive_kernel_size
 from ..layers.options import is_positive, require
 from .rla_resnet import residual_branch
@@ -97,7 +98,7 @@ class MRLABottleneck(_MRLABlock, Bottleneck):
 
 
 @MODELS.register_module()
-class MRLAResNet(TrainReturnsSelf, ResNet):
+class MRLAResNet(TrainReturnsSelf, InputChannelsMixin, ResNet):
     """ResNet with multi-head recurrent layer attention, light version (Fang et al., ICLR 2023, arXiv 2302.03985).
 
     Behind each residual block stands :class:`LightLayerAttention` with a batch norm, and its output is added. All

@@ -13,6 +13,7 @@ from mmengine.model import BaseModule, ModuleDict
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ..checkpoint import InputChannelsMixin
 from ..layers import pool_state
 from ..layers.options import is_positive, require
 from .train_mode import TrainReturnsSelf
@@ -73,7 +74,7 @@ class RLACell(BaseModule):
 
 
 @MODELS.register_module()
-class RLAResNet(TrainReturnsSelf, ResNet):
+class RLAResNet(TrainReturnsSelf, InputChannelsMixin, ResNet):
     """ResNet with recurrent layer aggregation (Zhao et al., NeurIPS 2021, arXiv 2110.11852).
 
     A hidden map h starts at zero. Block t sees the concatenation [x, h] and adds its residual branch y to x, as ever;

@@ -11,12 +11,16 @@ from torch import Tensor, nn
 from ..layers import STATE_LAYERS
 from .layouts import Layout, find_layout
 from .reading import Weights, without_wrappers
-from .surgery import Item, Items, resize_state
+from .surgery import Item, Items, adapt_channels, differs_in_channels, input_convolution, resize_state
 
 ACTIONS = ('kept', 'renamed', 'reshaped', 'new', 'left out')
 # Notes of what is left out, where it matters why.
 CLASS_HEAD, OUTSIDE = 'class head', 'outside of the backbone'
 NO_PLACE, NOT_USED = 'not in the backbone', 'not used with these options'
+OTHER_CHANNELS = (
+    'other number of input channels (adapt_channels=True in init_cfg, or --adapt-channels of the converter, sums or '
+    'repeats those of the checkpoint)'
+)
 # What may lie beside a backbone and be left out: heads, and the norms of outputs that the backbone does not have.
 _BESIDE = re.compile(r'(head\w*|fc|fc_norm|aux\w*|classifier|mask_token|ln2|norm\d)(\..+)?')
 
@@ -77,6 +81,7 @@ def match_backbone(
     prefix: str | None = None,
     fresh_reads: bool = False,
     change_state_dim: bool = False,
+    change_channels: bool = False,
 ) -> Match:
     """Fits a checkpoint of a plain or of an S6LA network to an S6LA backbone; neither is changed.
 
@@ -87,6 +92,7 @@ def match_backbone(
         prefix (str, optional): Where the backbone is in a whole model. Defaults to None: found out.
         fresh_reads (bool): Leave the reads of the checkpoint out. Defaults to False.
         change_state_dim (bool): Fit parameters of S6LA to another ``state_dim``. Defaults to False.
+        change_channels (bool): Fit the first convolution to images of another number of channels. Defaults to False.
 
     Returns:
         Match: Tensors for the backbone, and the account.
@@ -107,18 +113,25 @@ def match_backbone(
             entries.append(_entry(items.pop(key), '', 'left out', 'reads start at zero'))
     if change_state_dim:
         resize_state(items, module)
+    if change_channels:
+        adapt_channels(items, module)
     items = _apply_hook(items, module, entries)
 
     # A file of an S6LA network has all of its parameters: a missing one means other options.
     may_be_new = extras if is_s6la else state + extras
     may_be_new += tuple(key for key in target if fresh_reads and key.endswith('.read.weight'))
     may_be_new += tuple(key for key in target if is_counter(key) or key.endswith('relative_position_index'))
+    other = {
+        k: f'{k} {tuple(items[k].tensor.shape)} against {tuple(v.shape)}'
+        for k, v in target.items()
+        if k in items and items[k].tensor.shape != v.shape
+    }
+    name, first = input_convolution(module)
+    key = f'{name}.weight'
+    channels = [other.pop(key)] if key in other and differs_in_channels(items[key].tensor, first) else []
     problems = {
-        'other shape': [
-            f'{k} {tuple(items[k].tensor.shape)} against {tuple(v.shape)}'
-            for k, v in target.items()
-            if k in items and items[k].tensor.shape != v.shape
-        ],
+        'other shape': list(other.values()),
+        OTHER_CHANNELS: channels,
         'missing from the checkpoint': [k for k in target if k not in items and not k.startswith(may_be_new)],
         NO_PLACE: [k for k in items if k not in target and not _may_lie_beside(k, target)],
     }

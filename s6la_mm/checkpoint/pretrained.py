@@ -12,8 +12,9 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModule, PretrainedInit, update_init_info
 from torch import Tensor, nn
 
-from .matching import check_finite, is_counter, match_backbone, shortened
+from .matching import OTHER_CHANNELS, check_finite, is_counter, match_backbone, shortened
 from .reading import read_weights
+from .surgery import differs_in_channels, fit_input_channels, input_convolution
 
 
 class PretrainedMixin(BaseModule):
@@ -57,8 +58,48 @@ class PretrainedMixin(BaseModule):
                 update_init_info(self, init_info=f'Pretrained from {cfg["checkpoint"]}, or new')
 
 
+class InputChannelsMixin(BaseModule):
+    """Lets a backbone whose checkpoints mmengine loads start from one for other images; put it before the base class.
+
+    mmengine leaves what does not fit as it is, the first convolution too, and warns in the log. Here that is an error,
+    or with ``init_cfg=dict(type='Pretrained', checkpoint=..., adapt_channels=True)`` it is fitted.
+    """
+
+    init_cfg: dict | list[dict] | None
+
+    def init_weights(self) -> None:
+        """Initialises like the base class."""
+        init_cfg = self.init_cfg
+        cfgs = [dict(cfg) for cfg in ([init_cfg] if isinstance(init_cfg, dict) else init_cfg or [])]
+        adapts = any([cfg.pop('adapt_channels', False) for cfg in cfgs])
+        name, convolution = input_convolution(self)
+
+        def fit(state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
+            given = state_dict.get(f'{prefix}weight')
+            if given is None or not differs_in_channels(given, convolution):
+                return
+            if not adapts:
+                shapes = f'{name}.weight {tuple(given.shape)} against {tuple(convolution.weight.shape)}'
+                raise ValueError(
+                    f'{type(self).__name__} cannot start from the checkpoint of init_cfg: {OTHER_CHANNELS}: {shapes}'
+                )
+            state_dict[f'{prefix}weight'] = fit_input_channels(given, convolution.in_channels)
+
+        handle = convolution._register_load_state_dict_pre_hook(fit)
+        self.init_cfg = cfgs or None
+        try:
+            super().init_weights()
+        finally:
+            self.init_cfg = init_cfg
+            handle.remove()
+
+
 def load_pretrained(
-    module: nn.Module, checkpoint: str, prefix: str | None = None, map_location: str = 'cpu'
+    module: nn.Module,
+    checkpoint: str,
+    prefix: str | None = None,
+    map_location: str = 'cpu',
+    adapt_channels: bool = False,
 ) -> list[str]:
     """Loads a checkpoint of the plain or of the S6LA network into an S6LA backbone, and logs what happened.
 
@@ -69,6 +110,8 @@ def load_pretrained(
         prefix (str, optional): Where the backbone is in a whole model, ``'backbone.'`` in OpenMMLab's. Defaults to
             None: found out.
         map_location (str): Defaults to ``'cpu'``.
+        adapt_channels (bool): Fit the first convolution to images of another number of channels, as
+            :func:`~s6la_mm.checkpoint.surgery.fit_input_channels` says. Defaults to False.
 
     Returns:
         list[str]: Keys of ``module`` that the file does not have: the new parameters.
@@ -86,7 +129,7 @@ def load_pretrained(
             'or init_cfg to None to start from scratch'
         ) from None
     try:
-        match = match_backbone(weights, module, prefix=prefix)
+        match = match_backbone(weights, module, prefix=prefix, change_channels=adapt_channels)
     except ValueError as error:
         raise ValueError(f'{checkpoint} does not fit {type(module).__name__}: {error}') from None
     if match.problems:

@@ -7,6 +7,7 @@ import re
 import zipfile
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from mmengine.runner import CheckpointLoader
 from torch import Tensor
@@ -29,12 +30,15 @@ class Weights(NamedTuple):
         others (dict[str, Any]): What lies between the weights and is no tensor.
         part (str): The key of the file that the weights were under, ``''`` for the file itself.
         meta (dict[str, Any]): What the file says about itself: its other keys that are small, as ``epoch``.
+        dataset_meta (dict[str, Any]): Of the data that the model was trained on: ``classes``, ``palette`` ... as far as
+            the file says.
     """
 
     tensors: dict[str, Tensor]
     others: dict[str, Any]
     part: str
     meta: dict[str, Any]
+    dataset_meta: dict[str, Any] = {}
 
 
 def read_weights(source: str, *, ema: bool = False, map_location: str = 'cpu') -> Weights:
@@ -87,7 +91,7 @@ def read_weights(source: str, *, ema: bool = False, map_location: str = 'cpu') -
     if not tensors:
         raise ValueError(f'{source} holds no weights: its keys are {_names(content)}')
     meta = {str(key): value for key, value in content.items() if part and key != part and _is_small(value)}
-    return Weights(tensors, others, part, meta)
+    return Weights(tensors, others, part, meta, _dataset_meta(content.get('meta')))
 
 
 def without_wrappers(name: str) -> str:
@@ -138,6 +142,28 @@ def _read_safetensors(source: str, map_location: str) -> dict[str, Tensor]:
         return load_file(source, device=map_location)
     except SafetensorError as error:
         raise ValueError(f'{source} cannot be loaded: it is damaged or no safetensors file ({error})') from error
+
+
+def _dataset_meta(meta: object) -> dict[str, Any]:
+    """Class names and colours out of the ``meta`` of OpenMMLab's files; before mmengine they lay in it themselves."""
+    if not isinstance(meta, dict):
+        return {}
+    found = meta.get('dataset_meta')
+    if not isinstance(found, dict):
+        found = {key: meta[key] for key in ('CLASSES', 'PALETTE') if meta.get(key) is not None}
+    result = {str(key).lower(): _without_arrays(value) for key, value in found.items()}
+    if isinstance(result.get('classes'), str):
+        result['classes'] = (result['classes'],)
+    return result
+
+
+def _without_arrays(value: Any) -> Any:
+    """Arrays as lists: every program that reads tensors reads those."""
+    if isinstance(value, (np.ndarray, np.generic, Tensor)):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: _without_arrays(entry) for key, entry in value.items()}
+    return type(value)(map(_without_arrays, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _is_small(value: object) -> bool:

@@ -38,6 +38,50 @@ def fit_ones(items: Items, target: dict[str, Tensor]) -> None:
             item.tensor = item.tensor.reshape(wanted)
 
 
+def input_convolution(module: nn.Module) -> tuple[str, nn.Conv2d]:
+    """Name and layer of a backbone's first convolution, that of the stem or of the patch embedding.
+
+    Example:
+        >>> from s6la_mm.backbones import S6LAResNet
+        >>> input_convolution(S6LAResNet(18, deep_stem=True))[0]
+        'stem.0'
+    """
+    return next((name, layer) for name, layer in module.named_modules() if isinstance(layer, nn.Conv2d))
+
+
+def fit_input_channels(weight: Tensor, channels: int) -> Tensor:
+    """Fits the weights of a first convolution, (D, C, k, k), to images of another number of channels, as timm does.
+
+    For one channel they are summed: a grey image gives what it gave as an RGB image of three equal channels. For more
+    they are repeated in turn (R, G, B, R ...) and scaled by C / ``channels``, so that the outputs keep their size.
+
+    Example:
+        >>> import torch
+        >>> weight = torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1)
+        >>> fit_input_channels(weight, 1).flatten().tolist(), fit_input_channels(weight, 4).flatten().tolist()
+        ([6.0], [0.75, 1.5, 2.25, 0.75])
+    """
+    given = weight.shape[1]
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    return weight[:, torch.arange(channels) % given] * (given / channels)
+
+
+def differs_in_channels(weight: Tensor, convolution: nn.Conv2d) -> bool:
+    """Whether weights fit a first convolution but for the number of channels of images."""
+    old, new = weight.shape, convolution.weight.shape
+    return len(old) == 4 and old[1] != new[1] and (old[0], *old[2:]) == (new[0], *new[2:])
+
+
+def adapt_channels(items: Items, module: nn.Module) -> None:
+    """Fits the first convolution of a checkpoint to the channels of the backbone: see :func:`fit_input_channels`."""
+    name, convolution = input_convolution(module)
+    item = items.get(f'{name}.weight')
+    if item is not None and differs_in_channels(item.tensor, convolution):
+        item.notes.append(f'{item.tensor.shape[1]} input channels made {convolution.in_channels}')
+        item.tensor = fit_input_channels(item.tensor, convolution.in_channels)
+
+
 def resize_state(items: Items, module: nn.Module) -> None:
     """Fits the S6LA parameters of a checkpoint to another ``state_dim``.
 

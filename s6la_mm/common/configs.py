@@ -78,6 +78,8 @@ def plain_config(cfg: Config) -> tuple[Config, list[str]]:
     if hasattr(s6la, 'arch_zoo') and isinstance(options.get('arch'), str) and 'arch' not in _known(plain):
         options = {**s6la.arch_zoo[options.pop('arch')], **options}
     unknown = options.keys() & (_known(s6la) - _known(plain))
+    if isinstance(options.get('init_cfg'), dict) and options['init_cfg'].pop('adapt_channels', None):
+        unknown.add('init_cfg.adapt_channels')
     kept = {key: value for key, value in options.items() if key not in unknown}
     result = copy.deepcopy(cfg)
     result.model.backbone = ConfigDict(kept, type=family.plain_type(options, scope))
@@ -100,7 +102,9 @@ def without_downloads(node: object) -> None:
             without_downloads(value)
 
 
-def random_batch(scope: str, model: nn.Module, batch: int, shape: tuple[int, int], objects: int = 7) -> dict:
+def random_batch(
+    scope: str, model: nn.Module, batch: int, shape: tuple[int, int], objects: int = 7, channels: int = 3
+) -> dict:
     """Random images with annotations: what the data preprocessor of a model takes.
 
     Args:
@@ -110,12 +114,13 @@ def random_batch(scope: str, model: nn.Module, batch: int, shape: tuple[int, int
         batch (int): Images.
         shape (tuple[int, int]): Height and width.
         objects (int): Objects in an image of a detector. Defaults to 7, about COCO's mean.
+        channels (int): Channels of the images. Defaults to 3.
     """
     model = model.module if is_model_wrapper(model) else model
     height, width = shape
     if scope == 'mmdet':
-        return _random_detections(model, batch, height, width, objects)
-    images = torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8)
+        return _random_detections(model, batch, (channels, height, width), objects)
+    images = torch.randint(0, 256, (batch, channels, height, width), dtype=torch.uint8)
     if scope == 'mmseg':
         from mmengine.structures import PixelData
         from mmseg.structures import SegDataSample
@@ -132,7 +137,7 @@ def random_batch(scope: str, model: nn.Module, batch: int, shape: tuple[int, int
     raise UsageError(f'random images are made for mmdet, mmseg and mmpretrain, not for default_scope={scope!r}')
 
 
-def _random_detections(model: nn.Module, batch: int, height: int, width: int, objects: int) -> dict:
+def _random_detections(model: nn.Module, batch: int, image_shape: tuple[int, int, int], objects: int) -> dict:
     from mmdet.structures.mask import BitmapMasks
     from mmdet.testing import demo_mm_inputs
 
@@ -144,7 +149,7 @@ def _random_detections(model: nn.Module, batch: int, height: int, width: int, ob
     drawn = min(objects, 8)  # masks are slow to draw: more objects are the same ones again
     result = demo_mm_inputs(
         batch,
-        image_shapes=[(3, height, width)] * batch,
+        image_shapes=[image_shape] * batch,
         num_items=[drawn] * batch,
         num_classes=head.num_classes,
         with_mask=with_mask,
@@ -154,6 +159,6 @@ def _random_detections(model: nn.Module, batch: int, height: int, width: int, ob
         instances = sample.gt_instances
         values = dict(bboxes=instances.bboxes[again], labels=instances.labels[again])
         if with_mask:
-            values['masks'] = BitmapMasks(instances.masks.masks.astype('uint8')[again.numpy()], height, width)
+            values['masks'] = BitmapMasks(instances.masks.masks.astype('uint8')[again.numpy()], *image_shape[1:])
         sample.gt_instances = type(instances)(**values)
     return result

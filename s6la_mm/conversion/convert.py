@@ -35,6 +35,7 @@ from ..checkpoint.matching import (
 )
 from ..checkpoint.reading import Weights, read_weights
 from ..common.files import complete_or_not
+from ..common.model_configs import classes_of_heads, describe_class_names
 from ..version import __version__
 from .verify import largest_difference
 
@@ -55,12 +56,14 @@ class Conversion:
         match (Match): What became of every tensor.
         meta (dict): What the file says about itself, under ``meta``.
         difference (float, optional): The largest relative difference of outputs, if they were compared.
+        class_names (str): A sentence on the class names that went with the head; ``''`` if none was kept.
     """
 
     path: str
     match: Match
     meta: dict[str, Any]
     difference: float | None = None
+    class_names: str = ''
 
 
 def build_backbone(arch: str, options: dict[str, Any] | None = None) -> nn.Module:
@@ -77,10 +80,7 @@ def build_backbone(arch: str, options: dict[str, Any] | None = None) -> nn.Modul
         ValueError: If there is no such architecture or option.
     """
     if arch.endswith('.py'):
-        try:
-            model = Config.fromfile(arch).get('model', {})
-        except (SyntaxError, KeyError, TypeError) as error:
-            raise ValueError(f'{arch} is no config: {error}') from error
+        model = _model_config(arch)
         if 'backbone' not in model:
             raise ValueError(f'{arch} has no model.backbone')
         config = dict(model['backbone'])
@@ -96,6 +96,13 @@ def build_backbone(arch: str, options: dict[str, Any] | None = None) -> nn.Modul
         raise ValueError(f'{arch} with {options or "no options"} cannot be built: {error}') from error
 
 
+def _model_config(arch: str) -> dict[str, Any]:
+    try:
+        return Config.fromfile(arch).get('model', {})
+    except (SyntaxError, KeyError, TypeError) as error:
+        raise ValueError(f'{arch} is no config: {error}') from error
+
+
 def convert_checkpoint(
     source: str,
     destination: str,
@@ -107,6 +114,7 @@ def convert_checkpoint(
     ema: bool = False,
     options: dict[str, Any] | None = None,
     fresh_reads: bool = False,
+    adapt_channels: bool = False,
     dtype: str | None = None,
     allow_partial: bool = False,
     verify: bool = False,
@@ -127,6 +135,8 @@ def convert_checkpoint(
         ema (bool): Take the exponential moving average. Defaults to False.
         options (dict, optional): Options of the backbone, as ``dict(state_dim=64)``.
         fresh_reads (bool): Start the reads at zero, though the source has some. Defaults to False.
+        adapt_channels (bool): Fit the first convolution to images of another number of channels, as
+            :func:`~s6la_mm.checkpoint.surgery.fit_input_channels` says. Defaults to False.
         dtype (str, optional): ``'float32'``, ``'float16'`` or ``'bfloat16'``. Defaults to None: as in the source.
         allow_partial (bool): Write the file although tensors of the network do not match. Defaults to False.
         verify (bool): Run both networks and refuse a difference beyond rounding. Defaults to False.
@@ -156,7 +166,13 @@ def convert_checkpoint(
     chosen = read_layout(layout) if layout.endswith('.json') else layout
     try:
         match = match_backbone(
-            weights, backbone, layout=chosen, prefix=prefix, fresh_reads=fresh_reads, change_state_dim=True
+            weights,
+            backbone,
+            layout=chosen,
+            prefix=prefix,
+            fresh_reads=fresh_reads,
+            change_state_dim=True,
+            change_channels=adapt_channels,
         )
     except ValueError as error:
         raise ValueError(f'{source} does not fit {arch}: {error}.{_suggest(weights)}') from None
@@ -188,7 +204,8 @@ def convert_checkpoint(
                 f'{difference:.1e}, more than {tolerance:.0e}. '
                 + ('A smaller state_dim does that' if resized else f'Is it of another architecture than {arch}?')
             )
-    state = _place(state, to, match, weights, backbone.family.head)
+    head = backbone.family.head
+    state = _place(state, to, match, weights, head)
     if dtype is not None:
         state = {k: v.to(getattr(torch, dtype)) if v.is_floating_point() else v for k, v in state.items()}
         check_finite(f'{source}, cast to {dtype},', state)
@@ -203,8 +220,13 @@ def convert_checkpoint(
         s6la_mm_version=__version__,
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
     )
+    names = ''
+    if weights.dataset_meta:
+        meta['dataset_meta'] = weights.dataset_meta
+    if len(state) > len(backbone.state_dict()):  # with a head
+        names = describe_class_names(weights.dataset_meta.get('classes', ()), _classes(state, arch, head), source)
     path = save_checkpoint(dict(meta=meta, state_dict=state), destination, publish)
-    return Conversion(path, match, meta, difference)
+    return Conversion(path, match, meta, difference, names)
 
 
 def _check_arguments(source: str, destination: str, to: str, dtype: str | None) -> None:
@@ -233,7 +255,7 @@ def guess_architectures(weights: Weights) -> list[str]:
                 continue
             with on_meta_device():
                 backbone = architecture.s6la(**architecture.options)
-            match = match_backbone(weights, backbone, change_state_dim=True)
+            match = match_backbone(weights, backbone, change_state_dim=True, change_channels=True)
         except (ImportError, ValueError):  # without mmpretrain, its architectures are no guesses
             continue
         if not match.problems:
@@ -277,6 +299,13 @@ def _new_name(entry: Entry, to: str, root: str, match: Match, head: str) -> str 
     else:
         return None
     return f'{head}.{kind}'
+
+
+def _classes(state: dict[str, Tensor], arch: str, head: str) -> int:
+    """Classes of the head that was kept: a classifier's, or as the config says; 0 if neither is there."""
+    if f'{head}.weight' in state:
+        return len(state[f'{head}.weight'])
+    return classes_of_heads(_model_config(arch)) if arch.endswith('.py') else 0
 
 
 def sha256(path: str) -> str:

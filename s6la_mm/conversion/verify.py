@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..checkpoint.matching import Match, match_backbone
 from ..checkpoint.reading import Weights
+from ..checkpoint.surgery import differs_in_channels, input_convolution
 
 _IMAGE_SIZE = 224
 
@@ -63,14 +64,16 @@ def largest_difference(
         raise ValueError(f'--verify needs the image and window size of the source, and {resized[0]} was resized')
     network = copy.deepcopy(backbone).float().eval()
     network.load_state_dict(state)
+    channels = _restore_input_channels(network, match, weights)
     size = getattr(network, 'img_size', _IMAGE_SIZE)
     size = (size, size) if isinstance(size, int) else tuple(size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        images = torch.rand(2, 3, *size) * 2 - 1
+        images = torch.rand(2, channels, *size) * 2 - 1
     if 'initial_state' in source:
         other = rebuild(source['initial_state'].shape[0]).float().eval()
-        other.load_state_dict(match_backbone(weights, other, prefix=match.prefix).tensors, strict=False)
+        found = match_backbone(weights, other, prefix=match.prefix, change_channels=True)
+        other.load_state_dict(found.tensors, strict=False)
         run = _last_output(other)
     else:
         run = _plain_network(match.layout, network, source, size)
@@ -97,6 +100,17 @@ def _largest_of_convolutions(match: Match, weights: Weights, state: dict[str, Te
         x, h = maps.split([plain.shape[1], read.shape[1]], dim=1)
         worst = max(worst, _relative(F.conv2d(x, plain) + F.conv2d(h, read), F.conv2d(maps, joint)))
     return worst
+
+
+def _restore_input_channels(network: nn.Module, match: Match, weights: Weights) -> int:
+    """Gives a network the first convolution of a plain source, where it was fitted to other images; its channels."""
+    name, convolution = input_convolution(network)
+    entry = next(e for e in match.entries if e.target == f'{name}.weight')
+    given = weights.tensors[entry.source]
+    if 'initial_state' not in match.tensors and differs_in_channels(given, convolution):
+        convolution.in_channels = given.shape[1]
+        convolution.weight = nn.Parameter(given.float())
+    return convolution.in_channels
 
 
 def _last_output(network: nn.Module) -> Callable[[Tensor], Tensor]:

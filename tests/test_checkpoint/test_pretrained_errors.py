@@ -57,7 +57,7 @@ def test_other_depth(saved, source, target, match):
     ('options', 'match'),
     [
         (dict(deep_stem=True), r'missing from the checkpoint: stem\.0\.weight.*deep_stem'),
-        (dict(in_channels=4), r'1 other shape: conv1\.weight \(8, 3, 7, 7\) against \(8, 4, 7, 7\).*in_channels'),
+        (dict(in_channels=4), r'number of input channels .*adapt_channels=True.*conv1\.weight \(8, 3, 7, 7\) against'),
         (dict(base_channels=16), r'other shape: conv1\.weight \(8, 3, 7, 7\) against \(16, 3, 7, 7\)'),
         (dict(groups=4, base_width=4), r'other shape.*layer1\.0\.conv1\.weight.*groups'),
         (dict(norm_cfg=dict(type='GN', num_groups=2)), r'missing from the checkpoint: gn1\.weight'),

@@ -47,9 +47,10 @@ def test_get_flops_of_a_transformer():
 
 
 def test_get_flops_default_shape():
-    """That of the config's scope."""
-    output = check(call('analysis_tools/get_flops.py', ROOT / 'configs/imagenet/s6la-pvtv2-b0_8xb128_in1k.py'))
-    assert 'one image of 224 × 224' in output
+    """That of the config's scope, and as many channels as the backbone takes."""
+    config = ROOT / 'configs/imagenet/s6la-pvtv2-b0_8xb128_in1k.py'
+    output = check(call('analysis_tools/get_flops.py', config, '--cfg-options', 'model.backbone.in_channels=5'))
+    assert 'one image of 224 × 224, 5 channels' in output
 
 
 def test_get_flops_names_wrong_input():

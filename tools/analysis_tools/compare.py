@@ -36,6 +36,7 @@ from s6la_mm.common.cli import clear_errors, explain, require_writable
 from s6la_mm.common.configs import build_model, random_batch, without_downloads
 from s6la_mm.common.errors import UsageError
 from s6la_mm.common.files import read_json, write_atomically
+from s6la_mm.common.model_configs import input_channels
 from s6la_mm.comparison.plan import Plan, Run, read_plan, take_earlier
 from s6la_mm.comparison.report import versions_text, write_report
 from s6la_mm.engine import PREEMPTED_STATUS, find_last_good
@@ -248,7 +249,8 @@ def build_step(cfg: Config, shape: tuple[int, int], device: str) -> partial:
     if 'data_preprocessor' in cfg:
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)  # as the runner does
     model = revert_sync_batchnorm(MODELS.build(cfg.model)).to(device).train()
-    batch = random_batch(cfg.default_scope, model, cfg.train_dataloader.batch_size, shape)
+    size, channels = cfg.train_dataloader.batch_size, input_channels(cfg.model)
+    batch = random_batch(cfg.default_scope, model, size, shape, channels=channels)
     return partial(model.train_step, batch, build_optim_wrapper(model, cfg.optim_wrapper))
 
 
@@ -273,7 +275,7 @@ def measure_costs(plan: Plan, rounds: int) -> dict:
     costs: dict = {'plan': costs_key(plan), 'hardware': describe_device(device), 'models': {}}
     for name, cfg in configs.items():
         without_downloads(cfg.model)
-        parameters, flops = count_flops(build_model(cfg), *plan.shape)[-1][1:]
+        parameters, flops = count_flops(build_model(cfg), *plan.shape, input_channels(cfg.model))[-1][1:]
         memory = run_in_child(training_memory, cfg, plan.shape, device)
         costs['models'][name] = dict(parameters=parameters, flops=flops, memory=memory)
     steps = {name: build_step(cfg, plan.shape, device) for name, cfg in configs.items()}

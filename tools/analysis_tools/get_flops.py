@@ -8,6 +8,7 @@ import s6la_mm  # noqa: F401  (registers the backbones)
 from s6la_mm.analysis.flops import count_flops
 from s6la_mm.common.cli import add_cfg_options, clear_errors, load_config
 from s6la_mm.common.configs import build_model
+from s6la_mm.common.model_configs import input_channels
 
 SHAPES = dict(mmdet=(800, 1344), mmseg=(512, 512), mmpretrain=(224, 224))  # height and width, by default scope
 
@@ -34,8 +35,9 @@ def main() -> None:
         model = build_model(cfg)
         shape = args.shape or SHAPES.get(cfg.get('default_scope'), SHAPES['mmdet'])
         height, width = shape[0], shape[-1]
-        rows = count_flops(model, height, width)
-    print(f'{args.config}, one image of {height} × {width}')
+        channels = input_channels(cfg.model)
+        rows = count_flops(model, height, width, channels)
+    print(f'{args.config}, one image of {height} × {width}, {channels} channel{"s" * (channels > 1)}')
     print(f'{"part":<16}{"parameters":>14}{"GFLOPs":>12}')
     for name, parameters, flops in rows:
         print(f'{name:<16}{parameters / 1e6:>12.3f} M{flops / 1e9:>12.2f}')

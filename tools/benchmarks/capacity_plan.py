@@ -29,6 +29,7 @@ from s6la_mm.common.cli import clear_errors, load_config, require_file
 from s6la_mm.common.configs import plain_config, random_batch, without_downloads
 from s6la_mm.common.errors import UsageError
 from s6la_mm.common.files import replace_between
+from s6la_mm.common.model_configs import input_channels
 
 ROOT = Path(__file__).parents[2]
 BEGIN, END = '<!-- tables of tools/benchmarks/capacity_plan.py -->', '<!-- end of the tables -->'
@@ -103,7 +104,8 @@ def measure_step(cfg: Config, shape: tuple[int, int], images: int = 1, objects: 
     model = MODELS.build(cfg.model)  # with the numbers of its constructors: their sizes are what counts
     model.train()
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
-    data = model.data_preprocessor(random_batch(cfg.default_scope, model, images, shape, objects), True)
+    batch = random_batch(cfg.default_scope, model, images, shape, objects, input_channels(cfg.model))
+    data = model.data_preprocessor(batch, True)
     with FlopCounterMode(display=False) as counter:
         loss, activations = weigh_forward(model, lambda: model.parse_losses(model(**data, mode='loss'))[0])
         loss.backward()

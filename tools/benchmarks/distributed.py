@@ -38,6 +38,7 @@ from s6la_mm.benchmarks.timing import PeakMemory, Spread, alternating_rounds, de
 from s6la_mm.common.cli import add_cfg_options, clear_errors, explain, load_config
 from s6la_mm.common.configs import is_s6la, plain_config, random_batch, without_downloads
 from s6la_mm.common.errors import UsageError
+from s6la_mm.common.model_configs import input_channels
 from s6la_mm.engine.cpu import init_cpu_process_group
 
 S6LA, PLAIN = 'S6LA', 'plain'
@@ -209,7 +210,7 @@ def make_batches(cfg: Config, model: nn.Module, job: Job) -> tuple[Iterator[dict
             shape = RANDOM_SHAPES.get(scope, RANDOM_SHAPES['mmdet'])
         else:
             return endless(loader), f'{cfg.train_dataloader.dataset.type}, {loader.num_workers} workers per process'
-    samples = random_batch(scope, model, job.batch, (shape[0], shape[1]))
+    samples = random_batch(scope, model, job.batch, (shape[0], shape[1]), channels=input_channels(cfg.model))
     return iter(lambda: copy.deepcopy(samples), None), f'random images of {shape[0]} × {shape[1]}'
 
 

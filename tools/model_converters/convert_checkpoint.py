@@ -35,6 +35,11 @@ def parse_args() -> argparse.Namespace:
         '--options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='of the backbone, e.g. state_dim=64'
     )
     parser.add_argument('--fresh-reads', action='store_true', help='start the reads at zero though SRC has some')
+    parser.add_argument(
+        '--adapt-channels',
+        action='store_true',
+        help='for another in_channels: sum or repeat the weights of the first convolution',
+    )
     parser.add_argument('--dtype', choices=STORAGE_TYPES, help='store weights as (default: as in SRC)')
     parser.add_argument('--allow-partial', action='store_true', help='write DST though tensors do not match')
     parser.add_argument('--verify', action='store_true', help='run both networks on the same images')
@@ -72,6 +77,8 @@ def main() -> None:
             print(f'PARTIAL: {match.describe_problems()}')
         if done.difference is not None:
             print(f'verified: largest relative difference {done.difference:.1e}')
+        if done.class_names:
+            print(done.class_names)
         print(f'{args["source"]} (layout {match.layout}, prefix {match.prefix!r}) -> {done.path}')
         if report:
             with open(report, 'w', encoding='utf-8') as file:

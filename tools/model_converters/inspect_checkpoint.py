@@ -12,6 +12,7 @@ from torch import Tensor
 from s6la_mm.backbones.families import FAMILIES
 from s6la_mm.checkpoint import read_weights
 from s6la_mm.checkpoint.layouts import find_layout
+from s6la_mm.checkpoint.matching import shortened
 from s6la_mm.common.cli import checkpoint_errors
 from s6la_mm.conversion.convert import guess_architectures
 
@@ -34,7 +35,8 @@ def describe(source: str, *, ema: bool = False) -> dict[str, Any]:
         ema (bool): Look at the exponential moving average. Defaults to False.
 
     Returns:
-        dict[str, Any]: ``part``, ``meta``, ``layouts`` (name, backbone, prefix), ``architectures`` that it fits,
+        dict[str, Any]: ``part``, ``meta``, ``dataset_meta`` (class names and the like), ``layouts`` (name, backbone,
+        prefix), ``architectures`` that it fits,
         ``tensors`` (name, shape, dtype), ``others`` (name, type), ``dtypes`` with their numbers, ``parameters``,
         ``bytes``, and ``not_finite``: tensors with the number of their NaN and Inf.
 
@@ -54,6 +56,7 @@ def describe(source: str, *, ema: bool = False) -> dict[str, Any]:
     return dict(
         part=weights.part,
         meta=weights.meta,
+        dataset_meta=weights.dataset_meta,
         layouts=find_layouts(tensors),
         architectures=guess_architectures(weights),
         tensors={key: dict(shape=list(t.shape), dtype=dtype_of(t)) for key, t in tensors.items()},
@@ -134,6 +137,12 @@ def print_description(content: dict) -> None:
         text = layout.get('problem') or f'layout {layout["name"]}, prefix {layout["prefix"]!r}'
         print(f'for {layout["backbone"]}: {text}')
     print('fits: ' + (', '.join(content['architectures']) or 'no architecture of s6la_mm as it is'))
+    for key, value in content['dataset_meta'].items():
+        print(
+            f'{key}: {len(value)}: {shortened(map(str, value), 20)}'
+            if isinstance(value, (list, tuple))
+            else f'{key}: {value}'
+        )
     for key, value in content['meta'].items():
         print(f'{key}: {value}')
     for key, count in content['not_finite'].items():
