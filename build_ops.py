@@ -25,7 +25,11 @@ CSRC = Path('s6la_mm/ops/csrc')  # relative, as setuptools wants its sources
 DEFAULT_ARCHS = ('7.5', '8.0', '8.6', '9.0')
 # What ATen/cuda/CUDAContext.h includes and slim toolkits leave out.
 CUDA_HEADERS = ('cusparse.h', 'cublas_v2.h', 'cusolverDn.h')
-REBUILD = 'S6LA_WITH_OPS=1 pip install --no-build-isolation --no-deps -e .'
+# pip copies what it builds to a folder of its own: from there nothing tells in which way it was asked for.
+REBUILD = (
+    'S6LA_WITH_OPS=1 pip install --no-build-isolation --no-deps --force-reinstall --no-cache-dir, '
+    'and what it is to install (-e ., a URL, an archive)'
+)
 
 
 class BuildError(SystemExit):

@@ -15,8 +15,9 @@ ROOT = Path(__file__).resolve().parent
 # originals (mmcv, mmdet, ...) and their maintained forks (onedl-mmcv, onedl-mmdetection, ...) give the same
 # import names, so naming one here would pull it in on top of the other. s6la_mm/environment.py looks at what
 # can be imported instead. No bound here is narrower than what the package runs with, so that installing changes nothing
-# that is there. mmcv does not compile with torch 2.14.
-INSTALL_REQUIRES = ['torch>=2.1,<2.14', 'torchvision', 'numpy', 'matplotlib', 'pycocotools']
+# that is there: all but torch, with which mmcv compiles up to 2.13, are unbounded and come with torch and mmdet.
+# OpenCV, which comes with mmcv, has several distribution names.
+INSTALL_REQUIRES = ['torch>=2.1,<2.14', *'torchvision numpy scipy matplotlib pillow jinja2 pycocotools'.split()]
 
 # The extras name the originals. mmcv is in none of them: pip alone would install it without its compiled ops
 # (requirements/mmcv.txt has the command that compiles them). setuptools 82 removed pkg_resources, which the

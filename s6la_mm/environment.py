@@ -16,7 +16,14 @@ from types import ModuleType
 # The first torch is the oldest that is tested, the last one the newest that mmcv compiles with.
 _OLDEST, _TOO_NEW = (2, 1), (2, 14)
 _FIT = 'install versions that fit each other'
-_NAMES = dict(mmdet='mmdetection', mmseg='mmsegmentation')  # of the forks, where it is not the import name
+# By import name: the distribution of the original, and of its fork.
+_DISTRIBUTIONS = dict(
+    mmengine=('mmengine', 'onedl-mmengine'),
+    mmcv=('mmcv', 'onedl-mmcv'),
+    mmdet=('mmdet', 'onedl-mmdetection'),
+    mmseg=('mmsegmentation', 'onedl-mmsegmentation'),
+    mmpretrain=('mmpretrain', 'onedl-mmpretrain'),
+)
 
 
 def check_environment() -> None:
@@ -41,10 +48,10 @@ def check_environment() -> None:
         raise _error(f's6la_mm needs mmcv 2, and here is {_version(mmcv)}; {_former_generation()}')
 
     def no_ops() -> str:
-        remove = f'pip uninstall -y {_distribution("mmcv")} mmcv-lite'
+        names = [name for name in ('mmcv', 'mmcv-lite', 'onedl-mmcv') if _installed(name)] or ['mmcv']
         return (
-            f'mmcv {_version(mmcv)} comes without ops compiled for torch {_version(torch)}: '
-            f'{remove}, then {_compile_mmcv()}'
+            f'{" and ".join(names)} {_version(mmcv)} comes without ops compiled for torch {_version(torch)}: '
+            f'pip uninstall -y {" ".join(names)}, then {_compile_mmcv()}'
         )
 
     _import('mmcv._ext', no_ops, no_ops)
@@ -74,12 +81,14 @@ def _import(
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name == name:
-            message = f'{user} needs {name}, which is not installed; {missing()}'
+            message = f'{user} needs {name}, which is not installed; {_mixed() or _lost(name) or missing()}'
         else:
             message = f'{user} needs {name}, which needs {error.name}; install the package that provides it'
     except Exception as error:  # whatever an unsuitable package raises: RuntimeError, AssertionError, OSError ...
         reason = ' '.join(str(error).split()).rstrip('.')
-        message = f'{user} needs {name}, which does not import ({type(error).__name__}: {reason}); {broken()}'
+        message = (
+            f'{user} needs {name}, which does not import ({type(error).__name__}: {reason}); {_mixed() or broken()}'
+        )
     raise _error(message) from None
 
 
@@ -112,6 +121,30 @@ def _former_generation() -> str:
         'with torch 2.1 or newer, mmengine, mmcv 2.1.0 and mmdet 3.3.0, and write the config in the form of mmdet 3; '
         'checkpoints of backbones load in both'
     )
+
+
+def _mixed() -> str:
+    """What to do where an original and its fork are installed one over the other; empty where that is not so."""
+    packages = [package for package, names in _DISTRIBUTIONS.items() if all(map(_installed, names))]
+    if not packages:
+        return ''
+    names = [name for package in packages for name in _DISTRIBUTIONS[package]]
+    there = ' and '.join(f'{name} {_installed(name)}' for name in names)
+    again = ', then '.join(map(_install, packages))
+    return f'{there} overwrite each other, as the same imports: pip uninstall -y {" ".join(names)}, then {again}'
+
+
+def _lost(package: str) -> str:
+    """What to do where pip lists a package whose files are gone, as after one of original and fork was removed."""
+    name = _distribution(package)
+    version = _installed(name)
+    if not version:
+        return ''
+    return f'pip lists {name} {version}, whose files are gone: pip uninstall -y {name}, then {_install(package)}'
+
+
+def _install(package: str) -> str:
+    return _compile_mmcv() if package == 'mmcv' else f'pip install --no-deps {_distribution(package)}'
 
 
 def _check_pkg_resources(mmengine: ModuleType) -> None:
@@ -160,11 +193,10 @@ def _compile_mmcv() -> str:
 
 
 def _distribution(package: str) -> str:
-    """What to install for an import name: the fork's where any of the forks is there, else the original's."""
-    forks = ('mmengine', 'mmcv', 'mmdetection', 'mmsegmentation', 'mmpretrain')
-    if any(_installed(f'onedl-{fork}') for fork in forks):
-        return f'onedl-{_NAMES.get(package, package)}'
-    return _NAMES['mmseg'] if package == 'mmseg' else package
+    """What to install for an import name: the fork where one of the forks is there alone, else the original."""
+    original, fork = _DISTRIBUTIONS.get(package, (package, package))
+    forked = any(_installed(fork) and not _installed(original) for original, fork in _DISTRIBUTIONS.values())
+    return fork if forked else original
 
 
 def _installed(distribution: str) -> str | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -97,7 +99,10 @@ def test_without_its_requirements_the_op_is_left_out_with_a_note(lack, words):
     result = plan({**CUDA_MACHINE, **lack})
     assert not result.ops
     assert '\n' not in result.note
-    for word in [*words, 'not compiled', 'PyTorch computes it', 'S6LA_WITH_OPS=1 pip install --no-build-isolation']:
+    command = (
+        'S6LA_WITH_OPS=1 pip install --no-build-isolation --no-deps --force-reinstall --no-cache-dir, and what it is'
+    )
+    for word in [*words, 'not compiled', 'PyTorch computes it', command]:
         assert word in result.note
 
 
@@ -319,3 +324,21 @@ def test_metadata_needs_no_build_and_lists_the_sources(tmp_path):
     assert 'build_ops.py' in listed
     sources = [path.relative_to(ROOT).as_posix() for path in (ROOT / build.CSRC).rglob('*.*')]
     assert sources and set(sources) <= set(listed)
+    required = (tmp_path / 's6la_mm.egg-info' / 'requires.txt').read_text().split('\n\n')[0].splitlines()
+    check_requirements({re.match('[a-z0-9]+', line)[0] for line in required})
+
+
+def check_requirements(required: set[str]) -> None:
+    """What the package imports is required, or said to come with what is."""
+    imported = set()
+    for path in (ROOT / 's6la_mm').rglob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            if isinstance(node, ast.Import):
+                imported.update(name.name for name in node.names)
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add(node.module)
+    imported = {name.partition('.')[0] for name in imported} - sys.stdlib_module_names
+    by_name_of_distribution = dict(PIL='pillow')
+    optional = {'mmseg', 'mmpretrain', 'safetensors', 'timm'}
+    several_distributions = {'cv2', 'mmcv', 'mmdet', 'mmengine'}
+    assert {by_name_of_distribution.get(name, name) for name in imported} - optional - several_distributions == required

@@ -32,6 +32,9 @@ assert mmcv.__version__ < mmcv_maximum_version, f'MMCV=={mmcv.__version__} is us
 MMCV_2_2 = {'mmcv/__init__.py': "__version__ = '2.2.0'", 'mmdet/__init__.py': MMDET_ASSERTS}
 
 
+FORKS = dict(onedl_mmengine='0.10.12', onedl_mmcv='2.3.6', onedl_mmdetection='3.5.1')
+
+
 def installed(**versions: str) -> dict[str, str]:
     """What pip leaves of distributions of these versions."""
     return {
@@ -133,8 +136,36 @@ def test_fork_of_mmengine_passes_without_pkg_resources(tmp_path):
             ['mmdet, which is not installed', 'pip install onedl-mmdetection'],
         ),
         (
-            {'mmcv/_ext.py': None, **installed(onedl_mmengine='0.10.12')},
-            ['without ops', 'pip uninstall -y onedl-mmcv', '--no-binary onedl-mmcv onedl-mmcv'],
+            {'mmcv/_ext.py': None, **installed(onedl_mmengine='0.10.12', onedl_mmcv='2.3.6')},
+            [
+                'onedl-mmcv 2.1.0 comes without ops',
+                'uninstall -y onedl-mmcv, then',
+                '--no-binary onedl-mmcv onedl-mmcv',
+            ],
+        ),
+        (
+            {'mmcv/_ext.py': None, **installed(mmcv_lite='2.1.0')},
+            ['mmcv-lite 2.1.0 comes without ops', 'pip uninstall -y mmcv-lite, then', '--no-binary mmcv mmcv==2.1.0'],
+        ),
+        (
+            {**MMCV_2_2, **installed(mmdet='3.3.0', **FORKS)},
+            [
+                'MMCV==2.2.0 is used but incompatible',
+                'mmdet 3.3.0 and onedl-mmdetection 3.5.1 overwrite each other',
+                'pip uninstall -y mmdet onedl-mmdetection, then pip install --no-deps onedl-mmdetection (docs',
+            ],
+        ),
+        (
+            {'mmcv/_ext.py': "raise ImportError('undefined symbol')", **installed(mmcv='2.1.0', onedl_mmcv='2.3.6')},
+            ['mmcv 2.1.0 and onedl-mmcv 2.3.6 overwrite each other', '--no-binary mmcv mmcv==2.1.0'],
+        ),
+        (
+            {'mmdet/__init__.py': None, **installed(**FORKS)},
+            ['pip lists onedl-mmdetection 3.5.1, whose files are gone', 'then pip install --no-deps onedl-mmdetection'],
+        ),
+        (
+            {'mmcv/__init__.py': None, 'mmcv/_ext.py': None, **installed(mmcv='2.1.0')},
+            ['pip lists mmcv 2.1.0, whose files are gone: pip uninstall -y mmcv, then MMCV_WITH_OPS=1'],
         ),
     ],
 )

@@ -69,8 +69,9 @@ def build_command() -> str:
         target = shlex.quote(f'{vcs["vcs"]}+{url}@{vcs["commit_id"]}')
     elif url and not url.endswith('.whl'):
         target = shlex.quote(url)
-    else:  # a wheel, of an index or a file: its sources are in the index's archive
-        target = f'--no-binary s6la_mm s6la_mm=={__version__}'
+    else:  # a wheel: its sources are in the archive that `python -m build` puts beside it, or in that of an index
+        beside = f'--find-links {shlex.quote(url.rpartition("/")[0])} ' if url else ''
+        target = f'{beside}--no-binary s6la_mm s6la_mm=={__version__}'
     # Without the cache, in which pip keeps what it built without the op.
     return f'{command}--force-reinstall --no-cache-dir {target}'
 

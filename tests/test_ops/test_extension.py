@@ -1,10 +1,11 @@
 """The compiled module: there where it must be, done without where it is not, counted by FLOP counters."""
 
-import importlib
+import importlib.metadata
 import json
 import os
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from op_cases import OP_DEVICES, scan, scan_backward
 from op_inputs import DEVICES, LAYOUTS, oracle_update, sample_inputs
 from torch.utils.flop_counter import FlopCounterMode
 
+from s6la_mm import __version__
 from s6la_mm.backbones import S6LAResNet
 from s6la_mm.compat import flop_counter_mode
 from s6la_mm.ops import extension, selective_scan, selective_update
@@ -140,6 +142,40 @@ def test_module_that_does_not_load(monkeypatch, error, reason):
     monkeypatch.setattr(importlib, 'import_module', import_module)
     devices, message = extension._load()
     assert devices == frozenset() and reason in message
+
+
+@pytest.mark.skipif(extension.load_error() is not None, reason='the op is not compiled')
+def test_module_for_another_torch(monkeypatch):
+    monkeypatch.setattr(torch, '__version__', '2.0.1+cu118')
+    devices, message = extension._load()
+    built_for = extension.build_info()['torch']
+    assert devices == frozenset()
+    assert message == f'it was compiled for torch {built_for}, and this is 2.0.1+cu118'
+
+
+@pytest.mark.parametrize(
+    ('source', 'target'),
+    [
+        (None, '--no-binary s6la_mm s6la_mm=={version}'),  # of an index
+        (
+            dict(url='file:///d/s6la_mm-1-py3-none-any.whl'),
+            '--find-links file:///d --no-binary s6la_mm s6la_mm=={version}',
+        ),
+        (dict(url='file:///my%20files/s6la_mm-1.tar.gz'), 'file:///my%20files/s6la_mm-1.tar.gz'),
+        (dict(url='file:///clone', dir_info={}), 'file:///clone'),
+        (dict(url='https://host/s6la_mm', vcs_info=dict(vcs='git', commit_id='12ab')), 'git+https://host/s6la_mm@12ab'),
+    ],
+)
+def test_command_fits_how_the_package_was_installed(monkeypatch, tmp_path, source, target):
+    monkeypatch.setattr(extension, '__file__', str(tmp_path / 's6la_mm/ops/extension.py'))
+    record = SimpleNamespace(read_text=lambda name: source and json.dumps(source))
+    monkeypatch.setattr(importlib.metadata, 'distribution', lambda name: record)
+    again = 'S6LA_WITH_OPS=1 pip install --no-build-isolation --no-deps --force-reinstall --no-cache-dir '
+    assert extension.build_command.__wrapped__() == again + target.format(version=__version__)
+
+
+def test_command_in_a_clone_is_for_the_clone():
+    assert extension.build_command() == f'S6LA_WITH_OPS=1 pip install --no-build-isolation --no-deps -e {ROOT}'
 
 
 def test_package_without_its_compiled_module(tmp_path):
