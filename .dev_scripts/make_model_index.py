@@ -14,28 +14,36 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = 'https://arxiv.org/abs/2502.10463'
-DATA = dict(
-    coco='COCO',
-    ade20k='ADE20K',
-    in1k='ImageNet-1k',
-    camvid='CamVid',
-    shapes='Generated shapes',
-)
-TASKS = {
-    'ade20k': 'Semantic Segmentation',
-    'camvid': 'Semantic Segmentation',
-    'in1k': 'Image Classification',
+# What a config's name says of its data; the first that fits.
+DATA = {
+    'coco-panoptic': ('COCO', 'Panoptic Segmentation'),
+    'coco': ('COCO', 'Object Detection'),
+    'voc0712': ('Pascal VOC 2007 and 2012', 'Object Detection'),
+    'lvis-v1': ('LVIS v1', 'Object Detection'),
+    'shapes': ('Generated shapes', 'Object Detection'),
+    'cityscapes-': ('Cityscapes', 'Semantic Segmentation'),  # with the size of the crops
+    'cityscapes': ('Cityscapes', 'Object Detection'),
+    'voc12aug': ('Pascal VOC 2012 + Aug', 'Semantic Segmentation'),
+    'ade20k': ('ADE20K', 'Semantic Segmentation'),
+    'camvid': ('CamVid', 'Semantic Segmentation'),
+    'in1k': ('ImageNet-1k', 'Image Classification'),
 }
 METHODS = dict(
+    atss='ATSS',
     cascade_rcnn='Cascade Mask R-CNN',
     deeplabv3plus='DeepLabV3+',
+    deformable_detr='Deformable DETR',
+    dino='DINO',
     faster_rcnn='Faster R-CNN',
     fcn='FCN',
     imagenet='Classification',
+    mask2former='Mask2Former',
     mask_rcnn='Mask R-CNN',
     quickstart='Quickstart',
     retinanet='RetinaNet',
+    segformer='SegFormer',
     sem_fpn='Semantic FPN',
+    sparse_rcnn='Sparse R-CNN',
     upernet='UPerNet',
 )
 
@@ -54,14 +62,14 @@ def metafile(folder: str, before: dict) -> dict:
     collection = f'S6LA {METHODS[folder]}'
     models = []
     for path in sorted((ROOT / 'configs' / folder).glob('*.py')):
-        data = next(key for key in DATA if key in path.stem)
+        data, task = next(value for key, value in DATA.items() if key in path.stem)
         old = known.get(path.stem, {})
         models.append(
             {
                 'Name': path.stem,
                 'In Collection': collection,
                 'Config': f'configs/{folder}/{path.name}',
-                'Metadata': {'Training Data': DATA[data], 'Task': TASKS.get(data, 'Object Detection')},
+                'Metadata': {'Training Data': data, 'Task': task},
                 **{key: old[key] for key in ('Results', 'Weights') if key in old},
             }
         )

@@ -18,7 +18,8 @@ from s6la_mm.backbones.families import FAMILIES
 
 ROOT = Path(__file__).parents[1] / 'configs'
 CONFIGS = sorted(p for p in ROOT.rglob('*.py') if not {'_base_', 'comparisons'} & set(p.parts))
-ROOT_VARIABLES = ('COCO_ROOT', 'ADE20K_ROOT', 'CAMVID_ROOT', 'IMAGENET_ROOT', 'S6LA_SHAPES_ROOT')
+DATA = ('COCO', 'VOC', 'LVIS', 'CITYSCAPES', 'ADE20K', 'CAMVID', 'IMAGENET', 'S6LA_SHAPES')
+ROOT_VARIABLES = tuple(f'{name}_ROOT' for name in DATA)
 SHAPES = [[3, 64, 96], [3, 61, 80]]
 
 
@@ -61,19 +62,39 @@ def build_optimizer(model: nn.Module, cfg: Config) -> OptimWrapper:
 
 
 def make_cheap(cfg: Config) -> None:
-    """Small images, narrow heads, few RoIs: the heads are upstream's, and most of the time."""
+    """Small images, narrow heads, few RoIs, queries and layers: the heads are upstream's, and most of the time."""
     model = cfg.model
-    if 'roi_head' in model:
+    if cfg.default_scope == 'mmdet':
+        model.data_preprocessor.pop('batch_augments', None)  # which would pad to 1024 x 1024
+    if 'rpn_proposal' in (model.get('train_cfg') or {}):
         model.train_cfg.rpn_proposal.max_per_img = model.test_cfg.rpn.max_per_img = 20
         stages = model.train_cfg.rcnn
         for stage in stages if isinstance(stages, list) else [stages]:
             stage.sampler.num = 16
-        model.data_preprocessor.pop('batch_augments', None)  # which would pad to 1024 x 1024
+        model.test_cfg.rcnn.max_per_img = 20
+    if model.type == 'SparseRCNN':
+        model.rpn_head.num_proposals = 10
+        model.roi_head.num_stages = 2
+        for part, name in (
+            (model.roi_head, 'stage_loss_weights'),
+            (model.roi_head, 'bbox_head'),
+            (model.train_cfg, 'rcnn'),
+        ):
+            part[name] = part[name][:2]
+    if 'encoder' in model:  # of a DETR
+        model.encoder.num_layers = model.decoder.num_layers = 2
+        model.num_queries = 20
     if cfg.default_scope == 'mmseg':
         model.data_preprocessor.size = (64, 96)
         for head in ('decode_head', 'auxiliary_head'):
             if head in model:
                 model[head].channels = 16
+    mask_head = model.get('panoptic_head') or model.get('decode_head')
+    if mask_head and mask_head.type == 'Mask2FormerHead':
+        mask_head.num_queries = 20
+        mask_head.pixel_decoder.encoder.num_layers = 1
+        mask_head.transformer_decoder.num_layers = 3  # one for each level
+        (mask_head.get('train_cfg') or model.train_cfg).num_points = 128
     if any('pad_small_map' in family.small for family in FAMILIES if family.name == model.backbone.type):
         model.backbone.pad_small_map = True
     if 'drop_path_rate' in model.backbone:
@@ -82,16 +103,9 @@ def make_cheap(cfg: Config) -> None:
 
 def samples(scope: str, model: nn.Module, count: int) -> dict:
     """Random images with annotations: what the model's data preprocessor takes."""
-    with_mask = hasattr(model, 'roi_head') and model.roi_head.with_mask
     shapes = SHAPES[:count]
     if scope == 'mmdet':
-        from mmdet.testing import demo_mm_inputs
-
-        head = model.bbox_head if hasattr(model, 'bbox_head') else model.roi_head.bbox_head
-        head = head[0] if isinstance(head, nn.ModuleList) else head
-        return demo_mm_inputs(
-            count, image_shapes=shapes, num_items=[2, 1][:count], num_classes=head.num_classes, with_mask=with_mask
-        )
+        return detection_samples(model, shapes)
     if scope == 'mmpretrain':
         from mmpretrain.structures import DataSample
 
@@ -109,11 +123,39 @@ def samples(scope: str, model: nn.Module, count: int) -> dict:
     return dict(inputs=[torch.randint(0, 256, s, dtype=torch.uint8) for s in shapes], data_samples=data_samples)
 
 
+def detection_samples(model: nn.Module, shapes: list[list[int]]) -> dict:
+    """Two boxes in the first image and one in the second; masks and stuff for the models that learn them."""
+    from mmdet.testing import demo_mm_inputs
+    from mmengine.structures import PixelData
+
+    if hasattr(model, 'panoptic_head'):
+        things, stuff = model.panoptic_head.num_things_classes, model.panoptic_head.num_stuff_classes
+    else:
+        head = model.bbox_head if hasattr(model, 'bbox_head') else model.roi_head.bbox_head
+        things, stuff = (head[0] if isinstance(head, nn.ModuleList) else head).num_classes, 0
+    items = [2, 1][: len(shapes)]
+    batch = demo_mm_inputs(len(shapes), shapes, items, num_classes=things, with_mask=predicts_masks(model))
+    for sample, (_, *size) in zip(batch['data_samples'], shapes):
+        if stuff:
+            sample.gt_sem_seg = PixelData(sem_seg=torch.randint(things, things + stuff, (1, *size)))
+    return batch
+
+
+def predicts_masks(model: nn.Module) -> bool:
+    """Whether a detector predicts a mask for each box."""
+    return hasattr(model, 'panoptic_head') or (hasattr(model, 'roi_head') and model.roi_head.with_mask)
+
+
 def train_step(path: Path) -> tuple[Config, nn.Module, OptimWrapper]:
     """One step: finite losses, a gradient for every parameter, reads that start to learn."""
     torch.manual_seed(0)
     cfg = parse(path)
     model = build(cfg).train()
+    if hasattr(model, 'encoder') or cfg.model.type == 'SparseRCNN':
+        model.backbone.is_init = (
+            True  # as it is built: from zeros behind its residual branches no reader learns at once
+        )
+        model.init_weights()  # without it there are parameters without a value
     optim_wrapper = build_optimizer(model, cfg)
     readers = [p for name, p in model.backbone.named_parameters() if name.endswith('read.weight') and p.requires_grad]
     losses = model(**model.data_preprocessor(samples(cfg.default_scope, model, 2), True), mode='loss')
@@ -137,7 +179,9 @@ def check_prediction(cfg: Config, model: nn.Module) -> None:
         (result,) = model.test_step(samples(cfg.default_scope, model, 1))
     if cfg.default_scope == 'mmdet':
         assert result.pred_instances.bboxes.shape[1] == 4
-        assert ('masks' in result.pred_instances) == (hasattr(model, 'roi_head') and model.roi_head.with_mask)
+        assert ('masks' in result.pred_instances) == predicts_masks(model)
+        if getattr(model, 'num_stuff_classes', 0):
+            assert result.pred_panoptic_seg.sem_seg.shape == (1, 64, 96)
     elif cfg.default_scope == 'mmseg':
         assert result.pred_sem_seg.shape == (64, 96) and result.seg_logits.data.shape[0] == model.num_classes
     else:

@@ -14,8 +14,9 @@ from config_steps import (
     train_step,
 )
 from mmengine.config import Config
-from mmengine.hub import get_config
+from mmengine.registry import DATASETS
 
+from s6la_mm import datasets
 from s6la_mm.engine import make_resumable
 from s6la_mm.optim import undecayed_parameters
 
@@ -25,12 +26,30 @@ LONGER = (('_2x_', '_1x_'), ('_20e_', '_1x_'), ('_amp-ms-crop-3x_', '_1x_'), ('-
 SHORTER = {
     name: name.replace(*pair) for name in IDS for pair in LONGER if pair[0] in name and name.replace(*pair) in IDS
 }
-STEP_PARAMS = [
-    pytest.param(path, id=name, marks=[pytest.mark.nightly] if name in SHORTER else [])
-    for path, name in zip(CONFIGS, IDS)
-]
+# The networks of other configs on other data, and with heads of which a larger or a smaller one is tried by day.
+RELATED = re.compile(
+    'voc|lvis|cityscapes|deformable-detr_|300-proposals|segformer_s6la-r50'
+    '|mask2former_s6la-r50_8xb2-(160k|lsj-50e_coco.py)|mask2former_s6la-swin-t_8xb2-lsj'
+)
+
+
+def by_day(names):
+    """All configs, of which those that ``names`` names run by day."""
+    nightly = [pytest.mark.nightly]
+    return [pytest.param(path, id=name, marks=[] if name in names else nightly) for path, name in zip(CONFIGS, IDS)]
+
+
+DIFFERENT = [name for name in IDS if not RELATED.search(name)]
 # One config for each file of configs/_base_ that names a data set.
 DEFAULT_ROOTS = {
+    'faster_rcnn/faster-rcnn_s6la-r50_fpn_1x_voc0712.py': 'data/VOCdevkit/',
+    'mask2former/mask2former_s6la-r50_8xb2-160k_ade20k-512x512.py': 'data/ade/ADEChallengeData2016',
+    'mask2former/mask2former_s6la-r50_8xb2-90k_cityscapes-512x1024.py': 'data/cityscapes/',
+    'mask2former/mask2former_s6la-r50_8xb2-lsj-50e_coco-panoptic.py': 'data/coco/',
+    'mask_rcnn/mask-rcnn_s6la-r50_fpn_1x_cityscapes.py': 'data/cityscapes/',
+    'mask_rcnn/mask-rcnn_s6la-r50_fpn_sample1e-3_ms-1x_lvis-v1.py': 'data/lvis_v1/',
+    'segformer/segformer_s6la-pvtv2-b0_8xb1-160k_cityscapes-1024x1024.py': 'data/cityscapes/',
+    'upernet/upernet_s6la-r50_4xb4-40k_voc12aug-512x512.py': 'data/VOCdevkit/VOC2012',
     'quickstart/mask-rcnn_s6la-r18_shapes.py': 'data/shapes/',
     'mask_rcnn/mask-rcnn_s6la-r50_fpn_1x_coco.py': 'data/coco/',
     'mask_rcnn/mask-rcnn_s6la-vit-b_simple-fpn_lsj-100e_coco.py': 'data/coco/',
@@ -67,11 +86,20 @@ TWINS = {
         'mmdet::swin/mask-rcnn_swin-s-p4-w7_fpn_amp-ms-crop-3x_coco.py'
     ),
     'retinanet/retinanet_s6la-pvtv2-b2_fpn_1x_coco.py': 'mmdet::pvt/retinanet_pvtv2-b2_fpn_1x_coco.py',
+    'faster_rcnn/faster-rcnn_s6la-r50_fpn_1x_voc0712.py': 'mmdet::pascal_voc/faster-rcnn_r50_fpn_1x_voc0712.py',
+    'mask2former/mask2former_s6la-swin-t_8xb2-90k_cityscapes-512x1024.py': (
+        'mmseg::mask2former/mask2former_swin-t_8xb2-90k_cityscapes-512x1024.py'
+    ),
+    'mask2former/mask2former_s6la-swin-t_8xb2-lsj-50e_coco-panoptic.py': (
+        'mmdet::mask2former/mask2former_swin-t-p4-w7-224_8xb2-lsj-50e_coco-panoptic.py'
+    ),
+    'mask_rcnn/mask-rcnn_s6la-r50_fpn_1x_cityscapes.py': 'mmdet::cityscapes/mask-rcnn_r50_fpn_1x_cityscapes.py',
+    'upernet/upernet_s6la-r50_4xb4-40k_voc12aug-512x512.py': 'mmseg::upernet/upernet_r50_4xb4-40k_voc12aug-512x512.py',
 }
 
 
 def test_there_are_configs():
-    assert len(CONFIGS) >= 59
+    assert len(CONFIGS) >= 92
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=IDS)
@@ -82,26 +110,56 @@ def test_config_is_short_and_points_to_the_environment(path):
     assert cfg.custom_imports.imports == ['s6la_mm']
     # The step below gives every parameter a gradient.
     assert not cfg.get('find_unused_parameters') and 'find_unused_parameters' not in cfg.get('model_wrapper_cfg', {})
-    for name in ('train', 'val', 'test'):
-        dataset = cfg[f'{name}_dataloader'].dataset
-        assert dataset.get('dataset', dataset).data_root.rstrip('/') == 'elsewhere'
-    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
-        if cfg.default_scope == 'mmdet':
-            assert evaluator.ann_file.startswith('elsewhere/annotations/')
+    loaders = [cfg[f'{name}_dataloader'] for name in ('train', 'val', 'test')]
+    roots = [root for loader in loaders for root in values_of(loader, 'data_root')]
+    assert len(roots) >= 3 and {root.rstrip('/') for root in roots} <= {'elsewhere', 'elsewhere/VOC2012'}
+    evaluators = [cfg.val_evaluator, cfg.test_evaluator]
+    files = [file for key in ('ann_file', 'seg_prefix') for file in values_of(evaluators, key)]
+    assert all(file.startswith('elsewhere/') for file in files)
+    assert bool(files) == (cfg.default_scope == 'mmdet' and 'VOCMetric' not in values_of(evaluators, 'type'))
+
+
+def values_of(cfg, key):
+    """The values that a key has anywhere in a config."""
+    if isinstance(cfg, dict):
+        own = [cfg[key]] if key in cfg else []
+        return own + [value for part in cfg.values() for value in values_of(part, key)]
+    return [value for part in cfg for value in values_of(part, key)] if isinstance(cfg, (list, tuple)) else []
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=IDS)
+def test_heads_have_the_classes_of_the_data(path):
+    cfg = parse(path)
+    kinds = {part.type for part in parts_of(cfg.train_dataloader)}
+    with DATASETS.switch_scope_and_registry(cfg.default_scope) as registry:
+        classes = {len((getattr(datasets, kind, None) or registry.get(kind)).METAINFO['classes']) for kind in kinds}
+    things, stuff = (values_of(cfg.model, f'num_{kind}_classes') for kind in ('things', 'stuff'))
+    heads = [sum(pair) for pair in zip(things, stuff)] or values_of(cfg.model, 'num_classes')
+    assert set(heads) == classes
+
+
+def parts_of(cfg):
+    """The data sets that a data loader or a wrapper of data sets holds."""
+    inner = cfg.get('datasets') or [cfg['dataset']] if 'dataset' in cfg or 'datasets' in cfg else []
+    return [leaf for part in inner for leaf in parts_of(part)] or [cfg]
 
 
 @pytest.mark.parametrize('name', DEFAULT_ROOTS)
 def test_data_root_default(name, monkeypatch):
     for variable in ROOT_VARIABLES:
         monkeypatch.delenv(variable, raising=False)
-    dataset = Config.fromfile(ROOT / name).train_dataloader.dataset
-    assert dataset.get('dataset', dataset).data_root == DEFAULT_ROOTS[name]
+    cfg = Config.fromfile(ROOT / name)
+    for loader in (cfg.train_dataloader, cfg.test_dataloader):
+        assert {part.data_root for part in parts_of(loader)} == {DEFAULT_ROOTS[name]}
+    files = values_of(cfg.test_evaluator, 'ann_file')
+    assert all(file.startswith(f'{DEFAULT_ROOTS[name]}annotations/') for file in files)
 
 
 @pytest.mark.parametrize('name', TWINS)
-def test_recipe_is_upstreams(name):
+def test_recipe_is_upstreams(name, tmp_path):
     """Schedule, optimizer, batch, augmentation, heads and drop path; loops and hooks as the tool fills them in."""
-    ours, theirs = parse(ROOT / name), get_config(TWINS[name])
+    (tmp_path / 'twin.py').write_text(f"_base_ = '{TWINS[name]}'")
+    ours, theirs = parse(ROOT / name), Config.fromfile(tmp_path / 'twin.py')
     make_resumable(theirs)
     ours, theirs = without_scopes(ours), without_scopes(theirs)
     if 'constructor' not in theirs['optim_wrapper']:
@@ -110,8 +168,9 @@ def test_recipe_is_upstreams(name):
         theirs['train_dataloader'].update(collate_fn=dict(type='default_collate'), persistent_workers=True)
     for cfg in (ours, theirs):
         cfg['model'].pop('pretrained', None)
-        cfg['train_dataloader']['dataset'].pop('data_root')
         cfg['train_cfg'].setdefault('val_interval', 1)
+        for part in parts_of(cfg['train_dataloader']):
+            part.pop('data_root')
     backbones = [cfg['model'].pop('backbone') for cfg in (ours, theirs)]
     assert backbones[0].get('drop_path_rate') == backbones[1].get('drop_path_rate')
     for key in ('model', 'optim_wrapper', 'param_scheduler', 'train_cfg', 'train_dataloader', 'default_hooks'):
@@ -167,7 +226,7 @@ def test_the_config_names_loops_and_hooks(path):
     assert filled.to_dict() == cfg.to_dict()
 
 
-@pytest.mark.parametrize('path', CONFIGS, ids=IDS)
+@pytest.mark.parametrize('path', by_day(DIFFERENT))
 def test_the_state_alone_is_spared_from_weight_decay(path):
     """Every other parameter has what upstream's constructor gives it; in layer-wise decay but for the rate."""
     cfg = parse(path)
@@ -207,7 +266,7 @@ def test_a_longer_schedule_trains_the_same_model(name):
     assert parse(ROOT / name).model == parse(ROOT / SHORTER[name]).model
 
 
-@pytest.mark.parametrize('path', STEP_PARAMS)
+@pytest.mark.parametrize('path', by_day([name for name in DIFFERENT if name not in SHORTER]))
 def test_train_step_and_prediction(path):
     cfg, model, _ = train_step(path)
     check_prediction(cfg, model)
