@@ -26,6 +26,11 @@ LONGER = (('_2x_', '_1x_'), ('_20e_', '_1x_'), ('_amp-ms-crop-3x_', '_1x_'), ('-
 SHORTER = {
     name: name.replace(*pair) for name in IDS for pair in LONGER if pair[0] in name and name.replace(*pair) in IDS
 }
+SMOKE = {  # one of each scope, for the oldest supported torch
+    'retinanet/retinanet_s6la-r50_fpn_1x_coco.py',
+    'sem_fpn/fpn_s6la-pvtv2-b0_8xb4-40k_ade20k-512x512.py',
+    'imagenet/s6la-deit-tiny_4xb256_in1k.py',
+}
 # The networks of other configs on other data, and with heads of which a larger or a smaller one is tried by day.
 RELATED = re.compile(
     'voc|lvis|cityscapes|deformable-detr_|300-proposals|segformer_s6la-r50'
@@ -35,8 +40,8 @@ RELATED = re.compile(
 
 def by_day(names):
     """All configs, of which those that ``names`` names run by day."""
-    nightly = [pytest.mark.nightly]
-    return [pytest.param(path, id=name, marks=[] if name in names else nightly) for path, name in zip(CONFIGS, IDS)]
+    marks = [[pytest.mark.smoke] if n in SMOKE else [] if n in names else [pytest.mark.nightly] for n in IDS]
+    return [pytest.param(path, id=name, marks=mark) for path, name, mark in zip(CONFIGS, IDS, marks)]
 
 
 DIFFERENT = [name for name in IDS if not RELATED.search(name)]
@@ -99,7 +104,7 @@ TWINS = {
 
 
 def test_there_are_configs():
-    assert len(CONFIGS) >= 92
+    assert len(CONFIGS) >= 92 and set(IDS) >= SMOKE
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=IDS)

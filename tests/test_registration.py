@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from s6la_mm.backbones.families import FAMILIES
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +39,7 @@ def registrations() -> set[tuple[str, str]]:
     return found
 
 
+@pytest.mark.smoke
 def test_import_registers_everything():
     wanted = registrations() | {('MODELS', family.name) for family in FAMILIES}
     assert len(wanted) > 20 and ('OPTIM_WRAPPERS', 'CPUAmpOptimWrapper') in wanted

@@ -57,6 +57,7 @@ def test_round_trips(saved, tmp_path, package, name, arch, layout):
     backbone.load_state_dict(torch.load(done.path, weights_only=True)['state_dict'])
 
 
+@pytest.mark.smoke
 def test_file_and_its_use(resnet18, tmp_path, log):
     """What it says about itself, and that init_cfg takes it whole."""
     source, network = resnet18

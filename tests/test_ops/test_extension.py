@@ -22,6 +22,7 @@ from s6la_mm.ops import extension, selective_scan, selective_update
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.smoke
 @pytest.mark.skipif(os.environ.get('S6LA_REQUIRE_OPS') != '1', reason='S6LA_REQUIRE_OPS=1 (CI) asks for the extension')
 def test_extension_is_there_where_it_is_required():
     """Without it, most tests of the op skip: where it has been built, that would hide that it does not load."""

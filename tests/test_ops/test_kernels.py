@@ -41,6 +41,7 @@ def poisoned():
         yield
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize('dtype', DTYPES)
 @pytest.mark.parametrize('memory', MEMORY)
 @pytest.mark.parametrize('options', OPTIONS, ids=str)

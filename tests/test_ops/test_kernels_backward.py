@@ -39,6 +39,7 @@ def gradient_of(inputs, return_states=False):
     return torch.empty_like(out).copy_(random_like(out))
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize('dtype', DTYPES)
 @pytest.mark.parametrize('memory', MEMORY)
 @pytest.mark.parametrize('options', OPTIONS, ids=str)

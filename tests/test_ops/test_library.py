@@ -74,6 +74,7 @@ def test_gradients_and_their_gradients(device, layout, dt_softplus, discretizati
     assert torch.autograd.gradgradcheck(run(True), tensors)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize('layout', LAYOUTS)
 def test_gradients_through_the_public_functions(device, layout):
     """In channels_last memory and without a bias, and of the update, which is the op on one step."""

@@ -52,6 +52,7 @@ def test_work_dir_that_cannot_be_written_to(retinanet, tmp_path, place):
     assert result.returncode == 1 and 'choose another --work-dir' in result.stderr and 'Traceback' not in result.stderr
 
 
+@pytest.mark.smoke
 def test_killed_training_goes_on_to_the_same_end(retinanet, tmp_path):
     """A SIGKILL at any moment costs the iterations since the last checkpoint and changes none of the others."""
     work_dir = tmp_path / 'killed'
