@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import torch
 from config_steps import (
     CONFIGS,
     ROOT,
@@ -36,6 +37,8 @@ RELATED = re.compile(
     'voc|lvis|cityscapes|deformable-detr_|300-proposals|segformer_s6la-r50'
     '|mask2former_s6la-r50_8xb2-(160k|lsj-50e_coco.py)|mask2former_s6la-swin-t_8xb2-lsj'
 )
+# Networks of which a smaller one with the same heads is tried by day.
+LARGER = re.compile('s6la-(r101|r152|pvtv2-b[12]|(swin|convnext)-(s|b|small|base)|deit-b16|deit-base|vit-b)_')
 
 
 def by_day(names):
@@ -271,7 +274,20 @@ def test_a_longer_schedule_trains_the_same_model(name):
     assert parse(ROOT / name).model == parse(ROOT / SHORTER[name]).model
 
 
-@pytest.mark.parametrize('path', by_day([name for name in DIFFERENT if name not in SHORTER]))
+@pytest.mark.parametrize('path', [path for path, name in zip(CONFIGS, IDS) if LARGER.search(name)])
+def test_heads_take_the_features_of_a_larger_network(path):
+    """At full width, without numbers: the step of the smaller one tells for the rest."""
+    cfg = parse(path)
+    model = build_without_memory(cfg).eval()
+    head = next(filter(None, (getattr(model, name, None) for name in ('bbox_head', 'rpn_head', 'decode_head', 'head'))))
+    size = (224, 224) if cfg.default_scope == 'mmpretrain' else (64, 96)
+    with torch.device('meta'), torch.no_grad():
+        assert head(model.extract_feat(torch.empty(1, 3, *size))) is not None
+
+
+@pytest.mark.parametrize(
+    'path', by_day([name for name in DIFFERENT if name not in SHORTER and not LARGER.search(name)])
+)
 def test_train_step_and_prediction(path):
     cfg, model, _ = train_step(path)
     check_prediction(cfg, model)

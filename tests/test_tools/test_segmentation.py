@@ -77,7 +77,7 @@ def test_a_label_of_no_class_stops_the_training_before_it_starts(tmp_path):
 
 @pytest.mark.skipif(not ADE.is_dir(), reason=f'no ADE20K in {ADE}: set ADE20K_ROOT')
 def test_upernet_on_ade20k(tmp_path):
-    """UperNet S6LA-ResNet-50, untrained and with a narrow head, on small real images with ADE20K's class list and metric."""
+    """UperNet S6LA-ResNet-50, untrained, narrow head, on small real images with ADE20K's class list and metric."""
     import torch
     from config_steps import parse
     from mmengine.registry import MODELS, DefaultScope
