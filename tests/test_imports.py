@@ -15,7 +15,7 @@ from tool_runner import ROOT
 
 # From the ground: a room imports only from rooms on lower floors.
 FLOORS = (
-    ('compat', 'environment', 'registry', 'version'),
+    ('compat', 'config_types', 'environment', 'registry', 'version'),
     ('ops',),
     ('layers', 'necks', 'optim'),
     ('checkpoint',),

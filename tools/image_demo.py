@@ -17,6 +17,7 @@ from mmengine.visualization import Visualizer
 
 import s6la_mm  # noqa: F401  (allow-lists what checkpoints hold, also for configs that don't import it)
 from s6la_mm.common.cli import add_cfg_options, clear_errors, find_images, load_config, require_file
+from s6la_mm.common.configs import package_of
 from s6la_mm.common.errors import UsageError
 from s6la_mm.common.fonts import fallback_families, make_legible
 from s6la_mm.common.inference import build_visualizer, init_model, predictor
@@ -162,7 +163,7 @@ def main() -> None:
         model = init_model(cfg, args.checkpoint, args.device)
         predict = predictor(cfg, model)
         visualizer = build_visualizer(cfg, model.dataset_meta)
-        describe = dict(mmdet=draw_boxes, mmseg=draw_classes_of_pixels, mmpretrain=draw_class)[cfg.default_scope]
+        describe = dict(mmdet=draw_boxes, mmseg=draw_classes_of_pixels, mmpretrain=draw_class)[package_of(cfg)]
         write_results(images, lambda path, image: describe(visualizer, image, predict(path), args), out_dir)
     print(f'{len(images)} image(s): pictures in {out_dir / "vis"}, predictions in {out_dir / "preds"}')
 

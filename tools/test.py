@@ -19,9 +19,10 @@ from s6la_mm.common.cli import (
     load_config,
     require_file,
 )
-from s6la_mm.common.configs import datasets_of
+from s6la_mm.common.configs import datasets_of, package_of
 from s6la_mm.common.errors import UsageError
 from s6la_mm.common.fonts import make_legible
+from s6la_mm.config_types import type_name
 from s6la_mm.engine import build_runner
 
 
@@ -58,7 +59,7 @@ def enable_drawing(cfg: Config, show: bool, show_dir: str | None, wait_time: flo
         UsageError: If the config has no visualization hook.
     """
     types = dict(mmdet='DetVisualizationHook', mmseg='SegVisualizationHook', mmpretrain='VisualizationHook')
-    scope = cfg.get('default_scope')
+    scope = package_of(cfg)
     hook = cfg.get('default_hooks', {}).get('visualization')
     if scope not in types or hook is None:
         raise UsageError(
@@ -92,13 +93,14 @@ def enable_tta(cfg: Config) -> None:
         UsageError: If a config of another scope lacks one of the two, or the detector predicts masks.
     """
     missing = [key for key in ('tta_model', 'tta_pipeline') if key not in cfg]
-    if missing and cfg.get('default_scope') != 'mmdet':
+    if missing and package_of(cfg) != 'mmdet':
         raise UsageError(f'--tta: the config has no {" and no ".join(missing)}; add what it lacks')
     if 'tta_model' in missing:
-        cfg.tta_model = dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
+        nms = dict(type='nms', iou_threshold=0.5)
+        cfg.tta_model = dict(type='mmdet.DetTTAModel', tta_cfg=dict(nms=nms, max_per_img=100))
     if missing:
         print_log(f"--tta: no {' and no '.join(missing)} in the config, mmdet's default is used", 'current')
-    if cfg.tta_model.type == 'DetTTAModel' and cfg.model.get('roi_head', {}).get('mask_head') is not None:
+    if type_name(cfg.tta_model) == 'DetTTAModel' and cfg.model.get('roi_head', {}).get('mask_head') is not None:
         raise UsageError(
             '--tta: mmdet merges boxes but no masks. To test the boxes alone add --cfg-options '
             'model.roi_head.mask_head=None model.roi_head.mask_roi_extractor=None test_evaluator.metric=bbox'
@@ -113,7 +115,7 @@ def with_mirror_image(pipeline: list) -> list:
     pack = deepcopy(pipeline[-1])
     # Merging has to undo the flip: both keys must reach the model.
     pack.meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
-    flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
+    flips = [dict(type='mmdet.RandomFlip', prob=prob) for prob in (1.0, 0.0)]
     return [*pipeline[:-1], dict(type='TestTimeAug', transforms=[flips, [pack]])]
 
 
@@ -144,7 +146,7 @@ def main() -> None:
         if args.show or args.show_dir is not None:
             make_legible(runner.visualizer)
         if args.out is not None:
-            if cfg.get('default_scope') == 'mmdet':
+            if package_of(cfg) == 'mmdet':
                 from mmdet.evaluation import DumpDetResults as Dump
             else:
                 Dump = DumpPredictions

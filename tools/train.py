@@ -10,6 +10,8 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import all_gather_object
 from mmengine.logging import print_log
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS
 
 from s6la_mm.checkpoint.reading import weights_only
 from s6la_mm.common.cli import (
@@ -20,6 +22,7 @@ from s6la_mm.common.cli import (
     require_writable,
 )
 from s6la_mm.common.errors import UsageError
+from s6la_mm.config_types import find_type, type_name
 from s6la_mm.engine import build_runner, find_last_good, make_resumable, problem_of
 
 
@@ -60,12 +63,13 @@ def enable_amp(cfg: Config) -> None:
         UsageError: If the config has an optimizer wrapper of its own, or a model with RoIs would train on
             the CPU.
     """
-    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
-    if kind == 'AmpOptimWrapper':
+    kind = find_type(cfg.optim_wrapper.get('type', 'OptimWrapper'), OPTIM_WRAPPERS, cfg.get('default_scope'))
+    if kind is AmpOptimWrapper:
         print_log('--amp: the config trains in mixed precision already', logger='current')
         return
-    if kind != 'OptimWrapper':
-        raise UsageError(f"--amp works with optim_wrapper.type='OptimWrapper', the config has {kind!r}")
+    if kind is not OptimWrapper:
+        name = type_name(cfg.optim_wrapper)
+        raise UsageError(f"--amp works with optim_wrapper.type='OptimWrapper', the config has {name!r}")
     if get_device() != 'cpu':
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')

@@ -9,6 +9,7 @@ from mmdet.models.backbones.pvt import PyramidVisionTransformerV2, nlc_to_nchw
 from mmengine.registry import MODELS
 from torch import Tensor
 
+from ..checkpoint.pretrained import is_pretrained
 from ..layers import STATE_LAYERS
 from ..layers.options import is_index, named_options, require
 from .families.pvt import ARCH_ZOO, PVT
@@ -75,7 +76,7 @@ class S6LAPVTv2(TokenStateMixin, PyramidVisionTransformerV2):
         require(chosen, 'out_indices', out_indices, f'one or more stages from 0 to {last}')
         if isinstance(init_cfg, dict) and 'checkpoint' in init_cfg:
             init_cfg = dict(type='Pretrained') | init_cfg  # mmdet's configs of PVT leave the type out
-        loads = init_cfg is None or (isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained')
+        loads = init_cfg is None or (isinstance(init_cfg, dict) and is_pretrained(init_cfg))
         require(loads, 'init_cfg', init_cfg, "None or dict(type='Pretrained', checkpoint=...): PVT initialises itself")
         with named_options(type(self), kwargs):
             super().__init__(out_indices=out_indices, init_cfg=init_cfg, **kwargs)

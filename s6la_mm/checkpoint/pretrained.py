@@ -9,12 +9,23 @@ from __future__ import annotations
 import logging
 
 from mmengine.logging import print_log
-from mmengine.model import BaseModule, PretrainedInit, update_init_info
+from mmengine.model import BaseModule, update_init_info
 from torch import Tensor, nn
 
+from ..config_types import type_name
 from .matching import OTHER_CHANNELS, check_finite, is_counter, match_backbone, shortened
 from .reading import read_weights
 from .surgery import differs_in_channels, fit_input_channels, input_convolution
+
+
+def is_pretrained(init_cfg: dict) -> bool:
+    """Whether a part of an ``init_cfg`` loads a checkpoint, in whatever form its ``type`` is.
+
+    Example:
+        >>> is_pretrained(dict(type='mmengine.model.PretrainedInit')), is_pretrained(dict(type='Kaiming'))
+        (True, False)
+    """
+    return type_name(init_cfg) in ('Pretrained', 'PretrainedInit')  # registered as, and the class
 
 
 class PretrainedMixin(BaseModule):
@@ -42,7 +53,7 @@ class PretrainedMixin(BaseModule):
             return super().init_weights()  # which warns
         init_cfg = self.init_cfg
         cfgs = [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg or [])
-        pretrained = [cfg for cfg in cfgs if cfg['type'] in ('Pretrained', PretrainedInit)]
+        pretrained = [cfg for cfg in cfgs if is_pretrained(cfg)]
         self.init_cfg = [cfg for cfg in cfgs if cfg not in pretrained] or None
         try:
             self._init_plain(loads_checkpoint=bool(pretrained))

@@ -15,6 +15,7 @@ from typing import Any
 from mmengine.config import Config, DictAction
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.hub import get_config
+from mmengine.utils import import_modules_from_strings
 
 from .errors import UsageError
 
@@ -94,6 +95,8 @@ def load_config(
     else:
         require_file(path, 'config')
         cfg = Config.fromfile(path)
+    if cfg.get('custom_imports'):  # of a config in pure Python, which mmengine leaves out
+        import_modules_from_strings(**cfg.custom_imports)
     cfg.launcher = launcher
     if cfg_options:
         cfg.merge_from_dict(cfg_options)

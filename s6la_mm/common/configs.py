@@ -1,25 +1,110 @@
-"""What is asked of configs: the plain network beside an S6LA one, no downloads, a random batch."""
+"""What is asked of configs: their package, the plain network beside an S6LA one, no downloads, a random batch."""
 
 from __future__ import annotations
 
 import copy
 import inspect
 from collections.abc import Iterator
+from types import FunctionType
 from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.config.lazy import LazyAttr, LazyObject
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import nn
 
 from ..backbones.families import FAMILIES
+from ..config_types import find_type, home_of, type_name
 from .errors import UsageError
+
+PACKAGES = ('mmdet', 'mmseg', 'mmpretrain')
+
+
+def package_of(cfg: Config) -> str | None:
+    """The package of OpenMMLab that a config is for.
+
+    Args:
+        cfg (Config): A config.
+
+    Returns:
+        str or None: Its ``default_scope`` if that is a package's. Configs in pure Python have none: then the package
+        that the class of the model, or of a data set, is from. Else whatever ``default_scope`` is.
+
+    Example:
+        >>> package_of(Config(dict(default_scope=None, model=dict(type='mmseg.EncoderDecoder'))))
+        'mmseg'
+    """
+    scope = cfg.get('default_scope')
+    return scope if scope in PACKAGES else next(_packages_used(cfg), scope)
+
+
+def _packages_used(cfg: Config) -> Iterator[str]:
+    loaders = [cfg.get(f'{split}_dataloader') for split in ('train', 'val', 'test')]
+    datasets = [dataset for loader in loaders if loader for dataset in datasets_of(loader['dataset'])]
+    for registry, part in [(MODELS, cfg.get('model')), *((DATASETS, dataset) for dataset in datasets)]:
+        kind = (part or {}).get('type')
+        names = [kind] if isinstance(kind, str) else []
+        if kind is not None:
+            names += [base.__module__ for base in getattr(find_type(kind, registry), '__mro__', ())]
+        yield from (name.partition('.')[0] for name in names if name.startswith(tuple(f'{p}.' for p in PACKAGES)))
+
+
+def enter_scope(cfg: Config) -> None:
+    """Makes the default scope of a config mmengine's; that of its package where it names none, as in pure Python."""
+    scope = cfg.get('default_scope', 'mmengine') or package_of(cfg)
+    if scope is not None:
+        init_default_scope(scope)
+
+
+def entry(cfg: Config | dict, key: str, default: Any) -> Any:
+    """``cfg[key]``, which becomes ``default`` where it is missing or None.
+
+    ``Config.setdefault`` returns what it was given, and not the copy that the config keeps.
+
+    Example:
+        >>> cfg = Config(dict(custom_imports=None))
+        >>> entry(cfg, 'custom_imports', dict(imports=[])).imports.append('s6la_mm')
+        >>> cfg.custom_imports
+        {'imports': ['s6la_mm']}
+    """
+    if cfg.get(key) is None:
+        cfg[key] = default
+    return cfg[key]
+
+
+def name_classes(cfg: Config) -> None:
+    """Gives classes and functions in a config, in place, the form that can be written to a file and read elsewhere.
+
+    Example:
+        >>> cfg = Config(dict(model=dict(type=nn.Linear)))
+        >>> name_classes(cfg)
+        >>> cfg.pretty_text.strip(), cfg.model.type
+        ("model = dict(type='torch.nn.Linear')", <class 'torch.nn.modules.linear.Linear'>)
+    """
+    for key, value in list(dict.items(cfg._cfg_dict)):  # a ConfigDict's own makes classes of lazy objects
+        if key not in cfg._imported_names:
+            cfg[key] = _with_names(value)
+
+
+def _with_names(node: Any) -> Any:
+    if isinstance(node, dict):
+        for key, value in list(dict.items(node)):
+            node[key] = _with_names(value)
+    elif type(node) in (list, tuple):
+        return type(node)(map(_with_names, node))
+    else:
+        kind = node.build() if isinstance(node, (LazyAttr, LazyObject)) else node
+        module = home_of(kind) if isinstance(kind, (type, FunctionType)) else None
+        if module is not None:
+            return LazyObject(module, kind.__name__)
+    return node
 
 
 def build_model(cfg: Config) -> nn.Module:
     """Builds the model of a config for evaluation, without loading weights."""
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    enter_scope(cfg)
     return revert_sync_batchnorm(MODELS.build(cfg.model)).eval().requires_grad_(False)
 
 
@@ -47,7 +132,7 @@ def datasets_of(dataset: Any) -> Iterator[Any]:
 
 def is_s6la(cfg: Config) -> bool:
     """Whether the config's backbone is one of S6LA's."""
-    return cfg.model.get('backbone', {}).get('type', '').rpartition('.')[2].startswith('S6LA')
+    return type_name(cfg.model.get('backbone', {})).startswith('S6LA')
 
 
 def plain_config(cfg: Config) -> tuple[Config, list[str]]:
@@ -70,10 +155,10 @@ def plain_config(cfg: Config) -> tuple[Config, list[str]]:
     """
     options = copy.deepcopy(dict(cfg.model.get('backbone', {})))
     kind = options.pop('type', None)
-    family = next((family for family in FAMILIES if family.name == str(kind).rpartition('.')[2]), None)
+    family = next((family for family in FAMILIES if family.name == type_name(kind)), None)
     if family is None:
         raise UsageError(f'the backbone {kind!r} is no S6LA backbone, so there is no plain network to compare it with')
-    scope = cfg.get('default_scope')
+    scope = package_of(cfg)
     s6la, plain = family.load(), family.load_plain(options, scope)
     if hasattr(s6la, 'arch_zoo') and isinstance(options.get('arch'), str) and 'arch' not in _known(plain):
         options = {**s6la.arch_zoo[options.pop('arch')], **options}

@@ -10,13 +10,14 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, default_collate, pseudo_collate
 from mmengine.device import get_device
-from mmengine.registry import VISUALIZERS, init_default_scope
+from mmengine.registry import VISUALIZERS
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
 from torch import nn
 
 from ..checkpoint.reading import weights_only
-from .configs import datasets_of
+from ..config_types import home_of, type_name
+from .configs import datasets_of, enter_scope, package_of
 from .errors import UsageError
 from .fonts import make_legible
 
@@ -25,7 +26,7 @@ def init_model(cfg: Config, checkpoint: str, device: str | None = None) -> nn.Mo
     """Builds the model of a config and loads its weights, without running code that their file may hold.
 
     Args:
-        cfg (Config): A config; its ``default_scope`` becomes mmengine's.
+        cfg (Config): A config; its ``default_scope`` becomes mmengine's; that of its package if it names none.
         checkpoint (str): File or address of the weights.
         device (str, optional): As PyTorch names it. Defaults to an accelerator if there is one.
 
@@ -33,9 +34,9 @@ def init_model(cfg: Config, checkpoint: str, device: str | None = None) -> nn.Mo
         nn.Module: The model in evaluation mode, with its ``dataset_meta``.
 
     Raises:
-        UsageError: If the scope is not one of mmdet, mmseg and mmpretrain.
+        UsageError: If the config is for none of mmdet, mmseg and mmpretrain.
     """
-    scope = cfg.get('default_scope')
+    scope = package_of(cfg)
     if scope == 'mmdet':
         from mmdet.apis import init_detector as init
     elif scope == 'mmseg':
@@ -44,10 +45,13 @@ def init_model(cfg: Config, checkpoint: str, device: str | None = None) -> nn.Mo
         from mmpretrain.apis import get_model as init
     else:
         raise UsageError(f'default_scope={scope!r} of the config must be one of mmdet, mmseg, mmpretrain')
-    init_default_scope(scope)
+    enter_scope(cfg)
+    cfg = copy.deepcopy(cfg)
+    cfg.default_scope = scope  # mmseg takes no None
     if 'test_dataloader' in cfg:  # of which mmdet takes the colours: wrappers would read the annotations first
-        cfg = copy.deepcopy(cfg)
-        cfg.test_dataloader.dataset = next(datasets_of(cfg.test_dataloader.dataset))
+        dataset = cfg.test_dataloader.dataset = next(datasets_of(cfg.test_dataloader.dataset))
+        if scope == 'mmpretrain' and not isinstance(dataset.type, str):  # which looks it up by name
+            dataset.type = f'{home_of(dataset.type)}.{type_name(dataset)}'
     with weights_only():
         model = init(cfg, checkpoint, device=device or get_device())
     if scope == 'mmpretrain':
@@ -63,9 +67,9 @@ def predictor(cfg: Config, model: nn.Module) -> Callable[[str], BaseDataElement]
         model (nn.Module): Of :func:`init_model`.
     """
     steps = next(datasets_of(cfg.test_dataloader.dataset)).pipeline
-    pipeline = Compose([step for step in steps if 'Annotation' not in str(step['type'])])
+    pipeline = Compose([step for step in steps if 'Annotation' not in type_name(step)])
     # mmpretrain takes a list for views of one image.
-    collate = default_collate if cfg.default_scope == 'mmpretrain' else pseudo_collate
+    collate = default_collate if package_of(cfg) == 'mmpretrain' else pseudo_collate
 
     def predict(path: str) -> BaseDataElement:
         with torch.no_grad():

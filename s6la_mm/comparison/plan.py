@@ -19,6 +19,7 @@ from ..analysis.logs import read_losses
 from ..common.cli import DATA_ROOTS, require_file
 from ..common.errors import UsageError
 from ..common.files import read_json, write_atomically
+from ..config_types import type_name
 
 _ENTRIES = dict(
     config=str, metric=str, reference=str, seeds=list, runs=list, shape=tuple, cfg_options=dict, title=str, notes=str
@@ -185,7 +186,7 @@ def metrics_of(cfg: Config) -> list[str] | None:
     evaluators = cfg.get('val_evaluator') or []
     keys = []
     for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
-        kind = evaluator.get('type')
+        kind = type_name(evaluator)
         if kind == 'IoUMetric':
             own = dict(mIoU=['mIoU', 'mAcc'], mDice=['mDice', 'mAcc'], mFscore=['mFscore', 'mPrecision', 'mRecall'])
             keys += ['aAcc'] + [key for name in evaluator.get('iou_metrics', ['mIoU']) for key in own.get(name, [])]

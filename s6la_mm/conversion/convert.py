@@ -36,6 +36,7 @@ from ..checkpoint.matching import (
 from ..checkpoint.reading import Weights, read_weights
 from ..common.files import complete_or_not
 from ..common.model_configs import classes_of_heads, describe_class_names
+from ..config_types import type_name
 from ..version import __version__
 from .verify import largest_difference
 
@@ -84,7 +85,7 @@ def build_backbone(arch: str, options: dict[str, Any] | None = None) -> nn.Modul
         if 'backbone' not in model:
             raise ValueError(f'{arch} has no model.backbone')
         config = dict(model['backbone'])
-        if not str(config.get('type')).startswith('S6LA'):
+        if not type_name(config).startswith('S6LA'):
             raise ValueError(f'the backbone of {arch} is a {config.get("type")}, no S6LA backbone')
     else:
         architecture = find_architecture(arch)

@@ -19,6 +19,7 @@ from mmengine.registry import MODEL_WRAPPERS, OPTIM_WRAPPERS
 from torch import nn
 
 from ..common.errors import UsageError
+from ..config_types import type_name
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -81,7 +82,7 @@ def init_cpu_process_group(cfg: Config) -> None:
         return
     unused = cfg.get('find_unused_parameters', False)
     wrapper = cfg.get('model_wrapper_cfg') or dict(broadcast_buffers=False, find_unused_parameters=unused)
-    if wrapper.get('type', 'MMDistributedDataParallel') == 'MMDistributedDataParallel':
+    if type_name(wrapper) in ('', 'MMDistributedDataParallel'):
         cfg.model_wrapper_cfg = dict(wrapper, type='CPUDistributedDataParallel')
 
 

@@ -8,13 +8,18 @@ import os.path as osp
 import zipfile
 
 from mmengine.config import Config
+from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
+from mmengine.registry import HOOKS, LOOPS
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 
+from ..common.configs import entry
 from ..common.files import put_back
+from ..config_types import find_type, type_name
 
 # As configs/_base_/s6la.py has them.
 _HOOKS = dict(preemption='PreemptionHook', nonfinite='NonFiniteHook')
-_LOOPS = {'EpochBasedTrainLoop': 'ResumableEpochBasedTrainLoop', 'IterBasedTrainLoop': 'ResumableIterBasedTrainLoop'}
+_LOOPS = {EpochBasedTrainLoop: 'ResumableEpochBasedTrainLoop', IterBasedTrainLoop: 'ResumableIterBasedTrainLoop'}
 
 
 def problem_of(path: str) -> str | None:
@@ -86,7 +91,8 @@ def make_resumable(cfg: Config) -> None:
     """Gives a config of others the loops and hooks that the configs of this package name, for runs that survive a kill.
 
     ``EpochBasedTrainLoop`` and ``IterBasedTrainLoop`` become resumable, ``CheckpointHook`` becomes safe, and
-    ``PreemptionHook`` and ``NonFiniteHook`` are added. A config that names others keeps them.
+    ``PreemptionHook`` and ``NonFiniteHook`` are added, in whatever form the config names its types. A config that names
+    others keeps them, which is logged.
 
     Args:
         cfg (Config): A training config, changed in place; what is dumped to the work dir imports this package.
@@ -97,17 +103,34 @@ def make_resumable(cfg: Config) -> None:
         >>> cfg.train_cfg.type
         'ResumableEpochBasedTrainLoop'
     """
+    scope = cfg.get('default_scope')
     train = cfg.train_cfg
     if 'type' not in train:
         train['type'] = 'EpochBasedTrainLoop' if train.pop('by_epoch', True) else 'IterBasedTrainLoop'
-    train['type'] = _LOOPS.get(train['type'], train['type'])
-    hooks = cfg.setdefault('default_hooks', {})
+    loop = find_type(train['type'], LOOPS, scope)
+    if loop in _LOOPS:
+        train['type'] = _LOOPS[loop]
+    elif not type_name(train).startswith('Resumable'):
+        print_log(f'{type_name(train)} of the config stays: a resume goes on as that loop does', logger='current')
+    hooks = entry(cfg, 'default_hooks', {})
     hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
-    if (hooks['checkpoint'] or {}).get('type') == 'CheckpointHook':
-        hooks['checkpoint']['type'] = 'SafeCheckpointHook'
-        present = [hook.get('type') for hook in [*hooks.values(), *(cfg.get('custom_hooks') or [])] if hook]
+    present = set()
+    for hook in [*hooks.values(), *(cfg.get('custom_hooks') or [])]:
+        if not isinstance(hook, dict):  # None if it is switched off
+            continue
+        if find_type(hook.get('type'), HOOKS, scope) is CheckpointHook:
+            hook['type'] = 'SafeCheckpointHook'
+        present |= {base.__name__ for base in getattr(find_type(hook.get('type'), HOOKS, scope), '__mro__', ())}
+    if 'SafeCheckpointHook' in present:
         hooks.update({key: dict(type=kind) for key, kind in _HOOKS.items() if kind not in present})
-    imports = cfg.setdefault('custom_imports', dict(imports=[], allow_failed_imports=False))
+    elif hooks['checkpoint']:
+        print_log(
+            f'{type_name(hooks["checkpoint"])} of the config stays, without {" and ".join(_HOOKS.values())}, which '
+            'need a SafeCheckpointHook: a kill or a full disk may spoil a checkpoint',
+            logger='current',
+            level=logging.WARNING,
+        )
+    imports = entry(cfg, 'custom_imports', dict(imports=[], allow_failed_imports=False))
     names = [imports['imports']] if isinstance(imports['imports'], str) else list(imports['imports'])
     if 's6la_mm' not in names:
         imports['imports'] = [*names, 's6la_mm']

@@ -7,6 +7,7 @@ from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from ..common.configs import name_classes, package_of
 from .cpu import init_cpu_process_group
 
 
@@ -19,9 +20,10 @@ def build_runner(cfg: Config) -> Runner:
     Returns:
         Runner: Ready for ``train()`` or ``test()``.
     """
-    if cfg.get('default_scope') == 'mmpretrain':
+    if package_of(cfg) == 'mmpretrain':
         _fill_mmpretrain_dataloaders(cfg)
     init_cpu_process_group(cfg)
+    name_classes(cfg)  # which the runner writes to the work dir
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 

@@ -7,8 +7,10 @@ import os
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.config.lazy import LazyAttr, LazyObject
+from mmengine.hooks import CheckpointHook
 
-from s6la_mm.engine import find_last_good, make_resumable, problem_of
+from s6la_mm.engine import SafeCheckpointHook, find_last_good, make_resumable, problem_of
 
 
 def save(path, step: int, time: int) -> str:
@@ -125,6 +127,50 @@ def test_make_resumable_leaves_another_checkpoint_hook_alone():
     cfg = Config(dict(train_cfg=dict(by_epoch=True), default_hooks=dict(checkpoint=dict(type='TheirHook'))))
     make_resumable(cfg)
     assert cfg.default_hooks == dict(checkpoint=dict(type='TheirHook'))
+
+
+@pytest.mark.parametrize(
+    'kind',
+    [
+        CheckpointHook,
+        'mmengine.CheckpointHook',
+        'mmengine.hooks.CheckpointHook',
+        'mmengine.hooks.checkpoint_hook.CheckpointHook',
+        LazyObject('mmengine.hooks', 'CheckpointHook'),
+        LazyAttr('CheckpointHook', LazyObject('mmengine.hooks')),
+    ],
+)
+def test_make_resumable_reads_every_form_of_a_type(kind):
+    cfg = Config(dict(train_cfg=dict(type=LazyObject('mmengine.runner', 'IterBasedTrainLoop'), max_iters=1)))
+    cfg.custom_hooks, cfg.default_hooks = [dict(type=kind)], None
+    make_resumable(cfg)
+    assert cfg.train_cfg.type == 'ResumableIterBasedTrainLoop'
+    assert [hook.type for hook in cfg.custom_hooks] == ['SafeCheckpointHook']
+    assert set(cfg.default_hooks) == {'checkpoint', 'preemption', 'nonfinite'}
+
+
+class TheirCheckpointHook(CheckpointHook):
+    pass
+
+
+class TheirSafeHook(SafeCheckpointHook):
+    pass
+
+
+def test_make_resumable_keeps_classes_of_others():
+    """One that derives from the safe hook is as good; with another one, it is said what is missing."""
+    for kind, others in ((TheirSafeHook, {'preemption', 'nonfinite'}), (TheirCheckpointHook, set())):
+        cfg = Config(dict(train_cfg=dict(by_epoch=True), default_hooks=dict(checkpoint=dict(type=kind))))
+        make_resumable(cfg)
+        assert cfg.default_hooks.checkpoint == dict(type=kind) and set(cfg.default_hooks) == {'checkpoint', *others}
+
+
+@pytest.mark.parametrize('imports', [{}, dict(custom_imports=None), dict(custom_imports=dict(imports='theirs'))])
+def test_what_is_written_of_a_config_imports_this_package(imports):
+    cfg = Config(dict(train_cfg=dict(by_epoch=True), **imports))
+    make_resumable(cfg)
+    assert cfg.custom_imports.imports[-1] == 's6la_mm' and "type='SafeCheckpointHook'" in cfg.pretty_text
+    assert cfg.custom_imports.imports[:-1] == (['theirs'] if imports.get('custom_imports') else [])
 
 
 def test_checkpoints_in_a_folder_of_their_own(tmp_path):

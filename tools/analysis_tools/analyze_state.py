@@ -20,6 +20,7 @@ import s6la_mm  # noqa: F401  (registers the backbones; allow-lists what checkpo
 from s6la_mm.analysis.page import write_page
 from s6la_mm.analysis.state import StateAnalysis
 from s6la_mm.common.cli import add_cfg_options, clear_errors, find_images, load_config, require_file, require_writable
+from s6la_mm.common.configs import package_of
 from s6la_mm.common.files import write_atomically
 from s6la_mm.common.inference import init_model, predictor
 
@@ -206,7 +207,7 @@ def main() -> None:
         require_file(args.checkpoint, 'checkpoint')
         images = find_images(args.images)
         require_writable(args.out_dir)
-        if cfg.get('default_scope') == 'mmseg':
+        if package_of(cfg) == 'mmseg':
             cfg.model.test_cfg = dict(mode='whole')  # one pass over an image: windows would have states of their own
     with clear_errors(cfg):
         model = init_model(cfg, args.checkpoint, args.device)

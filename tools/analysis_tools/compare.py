@@ -25,7 +25,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.registry import DATASETS, MODELS
 from mmengine.runner.utils import set_random_seed
 
 import s6la_mm  # noqa: F401  (registers the backbones)
@@ -33,7 +33,7 @@ from s6la_mm.analysis.flops import count_flops
 from s6la_mm.backbones.architectures import on_meta_device
 from s6la_mm.benchmarks.timing import PeakMemory, alternating_rounds, describe_device, run_in_child
 from s6la_mm.common.cli import clear_errors, explain, require_writable
-from s6la_mm.common.configs import build_model, random_batch, without_downloads
+from s6la_mm.common.configs import build_model, enter_scope, package_of, random_batch, without_downloads
 from s6la_mm.common.errors import UsageError
 from s6la_mm.common.files import read_json, write_atomically
 from s6la_mm.common.model_configs import input_channels
@@ -125,7 +125,7 @@ def check_data(plan: Plan) -> None:
     seen = set()
     for variant in plan.variants:
         cfg = variant.build_config()
-        init_default_scope(cfg.get('default_scope', 'mmengine'))
+        enter_scope(cfg)
         for loader in (cfg.train_dataloader, cfg.val_dataloader):
             if str(loader.dataset) in seen:
                 continue
@@ -244,13 +244,13 @@ def reason_of(status: int, path: str, offset: int) -> str:
 def build_step(cfg: Config, shape: tuple[int, int], device: str) -> partial:
     """A training step of a config with random images."""
     set_random_seed(0)
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    enter_scope(cfg)
     without_downloads(cfg.model)
     if 'data_preprocessor' in cfg:
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)  # as the runner does
     model = revert_sync_batchnorm(MODELS.build(cfg.model)).to(device).train()
     size, channels = cfg.train_dataloader.batch_size, input_channels(cfg.model)
-    batch = random_batch(cfg.default_scope, model, size, shape, channels=channels)
+    batch = random_batch(package_of(cfg), model, size, shape, channels=channels)
     return partial(model.train_step, batch, build_optim_wrapper(model, cfg.optim_wrapper))
 
 

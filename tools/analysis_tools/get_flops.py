@@ -7,7 +7,7 @@ import argparse
 import s6la_mm  # noqa: F401  (registers the backbones)
 from s6la_mm.analysis.flops import count_flops
 from s6la_mm.common.cli import add_cfg_options, clear_errors, load_config
-from s6la_mm.common.configs import build_model
+from s6la_mm.common.configs import build_model, package_of
 from s6la_mm.common.model_configs import input_channels
 
 SHAPES = dict(mmdet=(800, 1344), mmseg=(512, 512), mmpretrain=(224, 224))  # height and width, by default scope
@@ -33,7 +33,7 @@ def main() -> None:
         cfg = load_config(args.config, args.cfg_options)
     with clear_errors(cfg):
         model = build_model(cfg)
-        shape = args.shape or SHAPES.get(cfg.get('default_scope'), SHAPES['mmdet'])
+        shape = args.shape or SHAPES.get(package_of(cfg), SHAPES['mmdet'])
         height, width = shape[0], shape[-1]
         channels = input_channels(cfg.model)
         rows = count_flops(model, height, width, channels)

@@ -24,6 +24,7 @@ import s6la_mm  # noqa: F401  (allow-lists what checkpoints hold, also for confi
 from s6la_mm.analysis.logs import read_entries
 from s6la_mm.analysis.page import write_page
 from s6la_mm.common.cli import add_cfg_options, clear_errors, load_config, require_file
+from s6la_mm.common.configs import package_of
 from s6la_mm.common.errors import UsageError
 from s6la_mm.common.inference import build_visualizer, init_model
 
@@ -169,7 +170,7 @@ def draw_predictions(cfg: Config, checkpoint: str, number: int, score_thr: float
     Returns:
         dict: The part of the page that shows them.
     """
-    segments = cfg.default_scope == 'mmseg'
+    segments = package_of(cfg) == 'mmseg'
     model = init_model(cfg, checkpoint)
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
     visualizer = build_visualizer(cfg, dataset.metainfo)
@@ -215,8 +216,8 @@ def main() -> None:
     with clear_errors():
         config = find_config(work_dir)
         cfg = load_config(str(config), args.cfg_options)
-        if cfg.get('default_scope') not in ('mmdet', 'mmseg'):
-            raise UsageError(f'{config} has default_scope={cfg.get("default_scope")!r}, not mmdet or mmseg')
+        if package_of(cfg) not in ('mmdet', 'mmseg'):
+            raise UsageError(f'{config} is for {package_of(cfg)}: a page is made for mmdet and mmseg')
         train, val = read_scalars(work_dir)
         checkpoint = args.checkpoint or find_checkpoint(work_dir)
         require_file(checkpoint, 'checkpoint')

@@ -19,17 +19,18 @@ from typing import NamedTuple
 import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 import s6la_mm  # noqa: F401  (registers the backbones)
 from s6la_mm.common.cli import clear_errors, load_config, require_file
-from s6la_mm.common.configs import plain_config, random_batch, without_downloads
+from s6la_mm.common.configs import enter_scope, package_of, plain_config, random_batch, without_downloads
 from s6la_mm.common.errors import UsageError
 from s6la_mm.common.files import replace_between
 from s6la_mm.common.model_configs import input_channels
+from s6la_mm.config_types import type_name
 
 ROOT = Path(__file__).parents[2]
 BEGIN, END = '<!-- tables of tools/benchmarks/capacity_plan.py -->', '<!-- end of the tables -->'
@@ -99,12 +100,12 @@ def weigh_forward(model: nn.Module, forward: Callable[[], Tensor]) -> tuple[Tens
 def measure_step(cfg: Config, shape: tuple[int, int], images: int = 1, objects: int = 128) -> Costs:
     """Measures a training step in float32; 128 objects give the mask head as many RoIs as the detector ever samples."""
     without_downloads(cfg.model)
-    init_default_scope(cfg.default_scope)
+    enter_scope(cfg)
     torch.manual_seed(0)
     model = MODELS.build(cfg.model)  # with the numbers of its constructors: their sizes are what counts
     model.train()
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
-    batch = random_batch(cfg.default_scope, model, images, shape, objects, input_channels(cfg.model))
+    batch = random_batch(package_of(cfg), model, images, shape, objects, input_channels(cfg.model))
     data = model.data_preprocessor(batch, True)
     with FlopCounterMode(display=False) as counter:
         loss, activations = weigh_forward(model, lambda: model.parse_losses(model(**data, mode='loss'))[0])
@@ -230,7 +231,7 @@ def plan_tables(costs: dict[str, dict[str, Costs]], args: Namespace) -> list[str
 def limit_tables(depth: str, c: Costs, with_cp: Costs, args: Namespace) -> list[str]:
     """From how many GPUs on, in whole nodes, what is crossed; and what a switch changes at the most GPUs."""
     cfg, slow, most, first = config_of(depth), args.inter[1], max(args.gpus), {}
-    warm_up = next(scheduler.end for scheduler in cfg.param_scheduler if scheduler.type == 'LinearLR')
+    warm_up = next(scheduler.end for scheduler in cfg.param_scheduler if type_name(scheduler) == 'LinearLR')
     hidden = 2 / 3 * 2 * c.flops / (args.tflops * 1e12)
     for n in (args.gpus_per_node * 2**i for i in range(15)):
         transfer, latency = ring_seconds(c.gradients, n, args, slow, buckets(c.gradients))

@@ -26,7 +26,6 @@ from unittest import mock
 import torch
 from mmengine.config import Config
 from mmengine.dist import all_gather_object, barrier
-from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from torch import nn
 from torch.distributed.elastic.utils.distributed import get_free_port
@@ -36,9 +35,10 @@ from torch.utils.data import DataLoader
 import s6la_mm  # noqa: F401  (registers the backbones)
 from s6la_mm.benchmarks.timing import PeakMemory, Spread, alternating_rounds, describe_device, paired_ratios, spread
 from s6la_mm.common.cli import add_cfg_options, clear_errors, explain, load_config
-from s6la_mm.common.configs import is_s6la, plain_config, random_batch, without_downloads
+from s6la_mm.common.configs import enter_scope, is_s6la, package_of, plain_config, random_batch, without_downloads
 from s6la_mm.common.errors import UsageError
 from s6la_mm.common.model_configs import input_channels
+from s6la_mm.config_types import type_name
 from s6la_mm.engine.cpu import init_cpu_process_group
 
 S6LA, PLAIN = 'S6LA', 'plain'
@@ -163,7 +163,7 @@ def measure_training(job: Job, work_dir: str) -> dict:
     distributed = int(os.environ.get('WORLD_SIZE', 1)) > 1
     cfg = load_config(job.config, job.cfg_options, work_dir, 'pytorch' if distributed else 'none')
     make_measurable(cfg, job.device)
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    enter_scope(cfg)
     init_cpu_process_group(cfg)
     configs = {name: copy.deepcopy(cfg) for name in job.networks}
     if PLAIN in configs and is_s6la(cfg):
@@ -201,7 +201,7 @@ def measure_training(job: Job, work_dir: str) -> dict:
 
 def make_batches(cfg: Config, model: nn.Module, job: Job) -> tuple[Iterator[dict], str]:
     """Batches without end, of the training data if it is there and no shape is asked for; and what they are."""
-    scope, shape = cfg.get('default_scope'), job.shape
+    scope, shape = package_of(cfg), job.shape
     if shape is None:
         try:
             loader = dict(copy.deepcopy(cfg.train_dataloader), batch_size=job.batch, drop_last=True)
@@ -209,7 +209,8 @@ def make_batches(cfg: Config, model: nn.Module, job: Job) -> tuple[Iterator[dict
         except FileNotFoundError:
             shape = RANDOM_SHAPES.get(scope, RANDOM_SHAPES['mmdet'])
         else:
-            return endless(loader), f'{cfg.train_dataloader.dataset.type}, {loader.num_workers} workers per process'
+            kind = type_name(cfg.train_dataloader.dataset)
+            return endless(loader), f'{kind}, {loader.num_workers} workers per process'
     samples = random_batch(scope, model, job.batch, (shape[0], shape[1]), channels=input_channels(cfg.model))
     return iter(lambda: copy.deepcopy(samples), None), f'random images of {shape[0]} × {shape[1]}'
 
@@ -233,7 +234,7 @@ def make_measurable(cfg: Config, device: str) -> None:
     cfg.update(dict(load_from=None, resume=False, custom_hooks=None, log_level='ERROR', randomness=dict(seed=0)))
     cfg.pop('visualizer', None)
     cfg.optim_wrapper.pop('accumulative_counts', None)
-    if device == 'cpu' and cfg.optim_wrapper.get('type') == 'AmpOptimWrapper':
+    if device == 'cpu' and type_name(cfg.optim_wrapper) == 'AmpOptimWrapper':
         cfg.optim_wrapper.type = 'OptimWrapper'
         for key in ('loss_scale', 'dtype', 'use_fsdp'):
             cfg.optim_wrapper.pop(key, None)

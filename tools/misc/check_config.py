@@ -20,7 +20,7 @@ from s6la_mm.benchmarks.timing import PeakMemory
 from s6la_mm.checkpoint.matching import shortened
 from s6la_mm.checkpoint.reading import weights_only
 from s6la_mm.common.cli import add_cfg_options, clear_errors, load_config
-from s6la_mm.common.configs import without_downloads
+from s6la_mm.common.configs import entry, without_downloads
 from s6la_mm.common.errors import UsageError
 from s6la_mm.engine import build_runner, find_last_good, make_resumable
 
@@ -54,8 +54,7 @@ def shorten(cfg: Config, work_dir: str, random_weights: bool) -> Config:
     # No evaluation: a prediction is made here, and a metric needs all of them.
     never = STEPS + 1
     cfg.train_cfg = dict(type='ResumableIterBasedTrainLoop', max_iters=STEPS, val_interval=never, val_begin=never)
-    cfg.setdefault('default_hooks', {})
-    cfg.default_hooks.update(
+    entry(cfg, 'default_hooks', {}).update(
         checkpoint=dict(type='SafeCheckpointHook', by_epoch=False, interval=STEPS),
         logger=dict(type='LoggerHook', interval=STEPS),
         timer=dict(type='IterTimerHook'),

@@ -18,14 +18,15 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import DATASETS, init_default_scope
+from mmengine.registry import DATASETS
 from mmengine.utils import track_iter_progress
 
 import s6la_mm  # noqa: F401  (registers the data sets)
 from s6la_mm.common.cli import add_cfg_options, clear_errors, explain, load_config
-from s6la_mm.common.configs import datasets_of
+from s6la_mm.common.configs import datasets_of, enter_scope
 from s6la_mm.common.errors import UsageError
 from s6la_mm.common.files import write_atomically
+from s6la_mm.config_types import find_type, type_name
 from s6la_mm.datasets import ShapesDataset
 from s6la_mm.datasets.checks.coco import CocoFile
 from s6la_mm.datasets.checks.findings import KINDS, Finding
@@ -83,7 +84,7 @@ def check_config_data(
     Raises:
         UsageError: If there is no such data set in the config.
     """
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    enter_scope(cfg)
     start = time.time()
     report = Report()
     files: dict[str, list[ImageFile]] = defaultdict(list)
@@ -110,11 +111,10 @@ def check_config_data(
 
 def check_dataset(dataset: ConfigDict, split: str, workers: int, decode: bool) -> tuple[list[Finding], list[ImageFile]]:
     """What is wrong with a data set, and its image files."""
-    with DATASETS.switch_scope_and_registry(None) as registry:  # of the default scope
-        kind = registry.get(dataset['type'])
+    kind = find_type(dataset['type'], DATASETS)
     if kind is None:
         raise UsageError(f'{dataset["type"]} is no registered data set: check custom_imports and default_scope')
-    names = {base.__name__ for base in kind.__mro__} if isinstance(kind, type) else {dataset['type']}
+    names = {base.__name__ for base in kind.__mro__} if isinstance(kind, type) else {type_name(dataset)}
     if kind is ShapesDataset:
         DATASETS.build(dataset)  # which generates it at first use
     if 'CocoDataset' in names:
@@ -164,9 +164,7 @@ def check_coco(
         return [Finding('broken-file', split, path, str(error))], []
     classes = (dataset.get('metainfo') or {}).get('classes') or kind.METAINFO.get('classes')
     classes = [classes] if isinstance(classes, str) else classes
-    loads = [
-        t for t in dataset.get('pipeline', ()) if str(t['type']).endswith('LoadAnnotations') and t.get('with_mask')
-    ]
+    loads = [t for t in dataset.get('pipeline', ()) if type_name(t).endswith('LoadAnnotations') and t.get('with_mask')]
     found = list(coco.check(split, classes, all(load.get('poly2mask', True) for load in loads)))
     folder = osp.join(root, (dataset.get('data_prefix') or {}).get('img', ''))
     paths = [osp.join(folder, image['file_name']) for image in coco.images]
