@@ -23,7 +23,7 @@ from s6la_mm.common.cli import (
 )
 from s6la_mm.common.errors import UsageError
 from s6la_mm.config_types import find_type, type_name
-from s6la_mm.engine import build_runner, find_last_good, make_resumable, problem_of
+from s6la_mm.engine import ConfigCheckHook, build_runner, find_last_good, make_resumable, problem_of
 
 
 def parse_args() -> argparse.Namespace:
@@ -162,6 +162,7 @@ def main() -> None:
     with clear_errors(cfg), nullcontext() if is_folder else weights_only():
         runner = build_runner(cfg)
         require_same_start(cfg)
+        runner.register_hook(ConfigCheckHook())
         runner.train()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.config.lazy import LazyAttr, LazyObject
+from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import nn
@@ -185,6 +186,16 @@ def without_downloads(node: object) -> None:
     if isinstance(node, (dict, list, tuple)):
         for value in node.values() if isinstance(node, dict) else node:
             without_downloads(value)
+
+
+def without_worker_options(cfg: Config) -> None:
+    """Takes from data loaders without workers, in place, what PyTorch refuses then and a base config may have."""
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        loader = cfg.get(name)
+        if isinstance(loader, dict) and not loader.get('num_workers'):
+            for key in ('persistent_workers', 'prefetch_factor', 'multiprocessing_context'):
+                if loader.pop(key, None):
+                    print_log(f'{name}: {key} is left out, as there are no workers', logger='current')
 
 
 def random_batch(

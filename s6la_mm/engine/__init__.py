@@ -4,6 +4,7 @@ from .cpu import CPUAmpOptimWrapper, CPUDistributedDataParallel
 from .fsdp import CPUFullyShardedDataParallel, S6LAFSDPStrategy, s6la_wrap_policy
 from .hooks import (
     PREEMPTED_STATUS,
+    ConfigCheckHook,
     LabelCheckHook,
     NonFiniteHook,
     PreemptionHook,
@@ -19,6 +20,7 @@ __all__ = [
     'CPUAmpOptimWrapper',
     'CPUDistributedDataParallel',
     'CPUFullyShardedDataParallel',
+    'ConfigCheckHook',
     'LabelCheckHook',
     'NonFiniteHook',
     'PreemptionHook',

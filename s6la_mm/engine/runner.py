@@ -7,7 +7,7 @@ from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from ..common.configs import name_classes, package_of
+from ..common.configs import name_classes, package_of, without_worker_options
 from .cpu import init_cpu_process_group
 
 
@@ -22,6 +22,7 @@ def build_runner(cfg: Config) -> Runner:
     """
     if package_of(cfg) == 'mmpretrain':
         _fill_mmpretrain_dataloaders(cfg)
+    without_worker_options(cfg)
     init_cpu_process_group(cfg)
     name_classes(cfg)  # which the runner writes to the work dir
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

@@ -35,7 +35,15 @@ from torch.utils.data import DataLoader
 import s6la_mm  # noqa: F401  (registers the backbones)
 from s6la_mm.benchmarks.timing import PeakMemory, Spread, alternating_rounds, describe_device, paired_ratios, spread
 from s6la_mm.common.cli import add_cfg_options, clear_errors, explain, load_config
-from s6la_mm.common.configs import enter_scope, is_s6la, package_of, plain_config, random_batch, without_downloads
+from s6la_mm.common.configs import (
+    enter_scope,
+    is_s6la,
+    package_of,
+    plain_config,
+    random_batch,
+    without_downloads,
+    without_worker_options,
+)
 from s6la_mm.common.errors import UsageError
 from s6la_mm.common.model_configs import input_channels
 from s6la_mm.config_types import type_name
@@ -226,6 +234,7 @@ def endless(loader: DataLoader) -> Iterator[dict]:
 def make_measurable(cfg: Config, device: str) -> None:
     """Leaves the model, the optimizer and the training data of a config, without downloads."""
     without_downloads(cfg.model)
+    without_worker_options(cfg)
     if cfg.get('data_preprocessor'):
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     for name in ('val', 'test'):

@@ -14,7 +14,10 @@ import time
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.evaluator import Evaluator
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
 
 from s6la_mm.benchmarks.timing import PeakMemory
 from s6la_mm.checkpoint.matching import shortened
@@ -22,7 +25,8 @@ from s6la_mm.checkpoint.reading import weights_only
 from s6la_mm.common.cli import add_cfg_options, clear_errors, load_config
 from s6la_mm.common.configs import entry, without_downloads
 from s6la_mm.common.errors import UsageError
-from s6la_mm.engine import build_runner, find_last_good, make_resumable
+from s6la_mm.engine import ConfigCheckHook, build_runner, find_last_good, make_resumable
+from s6la_mm.engine.config_checks import decayed_state, learning_rate_advice
 
 STEPS = 3
 
@@ -70,11 +74,54 @@ def shorten(cfg: Config, work_dir: str, random_weights: bool) -> Config:
     return cfg
 
 
-def try_training(cfg: Config) -> tuple[Runner, set[str], float]:
+class BatchBytes(Hook):
+    """Notes how many bytes of tensors the batches have, which workers hand over in shared memory."""
+
+    largest = 0
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
+        """Looks at a batch."""
+        self.largest = max(self.largest, bytes_of(data_batch))
+
+
+def bytes_of(node: object) -> int:
+    """Bytes of the tensors in a batch."""
+    if isinstance(node, torch.Tensor):
+        return node.numel() * node.element_size()
+    if isinstance(node, BaseDataElement):
+        node = list(node.values())
+    elif hasattr(node, 'tensor'):  # boxes of mmdet
+        return bytes_of(node.tensor)
+    nodes = node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ()
+    return sum(map(bytes_of, nodes))
+
+
+def check_shared_memory(cfg: Config, batch: int) -> None:
+    """Compares what the workers of the training will hand over with the size of /dev/shm.
+
+    Raises:
+        UsageError: If it is too small.
+    """
+    loader = cfg.train_dataloader
+    workers, folder = loader.get('num_workers', 0), '/dev/shm'
+    if not workers or not osp.isdir(folder):
+        return
+    prefetched = workers * (loader.get('prefetch_factor') or 2)
+    needed, there = batch * prefetched, shutil.disk_usage(folder).total
+    if needed > there:
+        raise UsageError(
+            f'{prefetched} batches of {batch / 2**20:.1f} MiB that {workers} workers prepare need {needed / 2**20:.0f} '
+            f"MiB, {folder} has {there / 2**20:.0f}: enlarge it (docker's --shm-size, --ipc=host), or lower "
+            'train_dataloader.num_workers'
+        )
+
+
+def try_training(cfg: Config, batch_size: Hook) -> tuple[Runner, set[str], float]:
     """Trains some steps.
 
     Args:
         cfg (Config): From :func:`shorten`.
+        batch_size (Hook): Sees the batches.
 
     Returns:
         tuple[Runner, set[str], float]: The runner, the parameters that got no gradient, and the peak memory in bytes.
@@ -84,6 +131,8 @@ def try_training(cfg: Config) -> tuple[Runner, set[str], float]:
     """
     with PeakMemory(get_device()) as peak:
         runner = build_runner(cfg)
+        runner.register_hook(ConfigCheckHook())
+        runner.register_hook(batch_size)
         learning = {name: p for name, p in runner.model.named_parameters() if p.requires_grad}
         unused = set(learning)
         for name, parameter in learning.items():
@@ -126,7 +175,7 @@ def check_round_trip(cfg: Config, runner: Runner) -> int:
 
 
 def predict(cfg: Config, runner: Runner) -> tuple[float, int]:
-    """Predicts one batch of the validation set.
+    """Predicts one batch of the validation set, and evaluates it.
 
     Args:
         cfg (Config): Config with a ``val_dataloader``.
@@ -134,6 +183,9 @@ def predict(cfg: Config, runner: Runner) -> tuple[float, int]:
 
     Returns:
         tuple[float, int]: Seconds per image, and the number of images in the set.
+
+    Raises:
+        UsageError: If a metric cannot be computed, or is not there though a hook waits for it.
     """
     loader = Runner.build_dataloader(copy.deepcopy(cfg.val_dataloader), seed=0)
     batch = next(iter(loader))
@@ -141,7 +193,35 @@ def predict(cfg: Config, runner: Runner) -> tuple[float, int]:
     start = time.perf_counter()
     with torch.no_grad():
         results = runner.model.val_step(batch)
-    return (time.perf_counter() - start) / len(results), len(loader.dataset)
+    seconds = (time.perf_counter() - start) / len(results)
+    if cfg.get('val_evaluator'):
+        evaluate(runner.val_evaluator, batch, results, cfg)
+    return seconds, len(loader.dataset)
+
+
+def evaluate(evaluator: Evaluator, batch: dict, results: list, cfg: Config) -> None:
+    """Computes the metrics of one batch.
+
+    Raises:
+        UsageError: If that fails, or hooks wait for a metric that is not among them.
+    """
+    for metric in evaluator.metrics:
+        if getattr(metric, 'outfile_prefix', None):
+            metric.outfile_prefix = osp.join(cfg.work_dir, 'results')
+        if getattr(metric, 'img_ids', ()) is None:  # one of COCO's, which takes all images of its file
+            metric.img_ids = [sample.img_id for sample in results]
+    try:
+        evaluator.process(data_samples=results, data_batch=batch)
+        names = list(evaluator.evaluate(len(results)))
+    except Exception as error:  # whatever it is, the training would stop at its first evaluation
+        metrics = ', '.join(type(metric).__name__ for metric in evaluator.metrics)
+        reason = f'{type(error).__name__}: {error}'.partition('\n')[0]
+        raise UsageError(f'val_evaluator ({metrics}) cannot evaluate the first batch: {reason}') from error
+    hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
+    wanted = [hook.get(key) for hook in hooks if hook for key in ('save_best', 'monitor')]
+    for name in (name for name in wanted if isinstance(name, str) and name != 'auto' and names):
+        if name not in names:
+            raise UsageError(f'a hook waits for the metric {name!r}, the evaluator gives {", ".join(names)}')
 
 
 def main() -> None:
@@ -150,9 +230,9 @@ def main() -> None:
     with clear_errors():
         full = load_config(args.config, args.cfg_options, args.work_dir)
     with clear_errors(full), tempfile.TemporaryDirectory() as folder:
-        cfg = shorten(full, folder, args.random_weights)
+        cfg, batches = shorten(full, folder, args.random_weights), BatchBytes()
         with weights_only():  # of a load_from
-            runner, unused, peak = try_training(cfg)
+            runner, unused, peak = try_training(cfg, batches)
         print(f'trained    {STEPS} iterations, losses {", ".join(f"{loss:.3f}" for loss in history(runner, "loss"))}')
         size = check_round_trip(cfg, runner)
         print(f'saved      {size / 2**20:.1f} MiB, resumed to the bit')
@@ -160,11 +240,25 @@ def main() -> None:
             per_image, images = predict(cfg, runner)
             print(f'predicted  {per_image:.2f} s an image; {images} images: {_duration(per_image * images)}')
         report_cost(full, runner, peak, size, args.processes)
+        check_shared_memory(full, batches.largest)
+    advice = learning_rate_advice(full, args.processes)
+    if advice:
+        print(f'warning: {advice}, or say --processes')
+    problems = []
+    wrappers = getattr(runner.optim_wrapper, 'optim_wrappers', {None: runner.optim_wrapper}).values()
+    decayed = [name for wrapper in wrappers for name in decayed_state(runner.model, wrapper.optimizer)]
+    if decayed:
+        problems.append(
+            f'weight decay pulls on {len(decayed)} parameters of the state: {shortened(decayed, 3)}. Add '
+            "optim_wrapper = dict(constructor='S6LAOptimWrapperConstructor') to the config"
+        )
     if unused:
-        raise SystemExit(
-            f'error: {len(unused)} parameters got no gradient: {shortened(sorted(unused), 3)}. Several processes would '
+        problems.append(
+            f'{len(unused)} parameters got no gradient: {shortened(sorted(unused), 3)}. Several processes would '
             'stop at them: freeze or remove them, or set find_unused_parameters=True'
         )
+    if problems:
+        raise SystemExit('\n'.join(f'error: {problem}' for problem in problems))
 
 
 def report_cost(full: Config, runner: Runner, peak: float, size: int, processes: int) -> None:
@@ -187,7 +281,7 @@ def report_cost(full: Config, runner: Runner, peak: float, size: int, processes:
     place = full.work_dir
     while not osp.isdir(place or '.'):
         place = osp.dirname(place)
-    kept = full.get('default_hooks', {}).get('checkpoint', {}).get('max_keep_ckpts', -1)
+    kept = ((full.get('default_hooks') or {}).get('checkpoint') or {}).get('max_keep_ckpts', -1)
     available = shutil.disk_usage(place or '.').free
     number = f'{kept} are kept' if kept > 0 else 'all are kept: set max_keep_ckpts'
     print(

@@ -1,0 +1,48 @@
+"""A look at what model and data must agree on, before the first iteration."""
+
+from __future__ import annotations
+
+import logging
+
+from mmengine.dist import get_world_size
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from ...common.errors import UsageError
+from ..config_checks import class_problems, learning_rate_advice, metric_problems
+
+
+@HOOKS.register_module()
+class ConfigCheckHook(Hook):
+    """Refuses heads with other classes than the data, and metrics with other classes than the validation set.
+
+    A learning rate that is meant for another batch size is a warning. ``tools/train.py`` brings this hook.
+
+    Example:
+        >>> custom_hooks = [dict(type='ConfigCheckHook')]
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """Looks at all that the runner has built.
+
+        Raises:
+            UsageError: If something does not fit.
+        """
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        metainfo = dict(train=getattr(runner.train_dataloader.dataset, 'metainfo', {}))
+        problems = []
+        if runner.val_loop is not None:
+            metainfo['val'] = getattr(runner.val_dataloader.dataset, 'metainfo', {})
+            problems = metric_problems(runner.val_evaluator.metrics, metainfo['val'].get('classes') or ())
+        problems = class_problems(model, metainfo) + problems
+        if problems:
+            raise UsageError(
+                f"{'; '.join(problems)}: set num_classes of the heads to the data's, or metainfo=dict(classes=...) of "
+                'the data sets'
+            )
+        advice = learning_rate_advice(runner.cfg, get_world_size())
+        if advice:
+            print_log(advice, logger='current', level=logging.WARNING)
