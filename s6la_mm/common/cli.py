@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from mmengine.config import Config, DictAction
-from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.config.utils import MODULE2PACKAGE, ConfigParsingError
 from mmengine.hub import get_config
 from mmengine.utils import import_modules_from_strings
 
@@ -192,7 +192,7 @@ def clear_errors(cfg: Config | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except (FileNotFoundError, AssertionError, KeyError, ValueError) as error:
+    except (FileNotFoundError, AssertionError, KeyError, ValueError, ImportError, ConfigParsingError) as error:
         message = explain(error, cfg)
         if message is None:
             raise
@@ -225,6 +225,10 @@ def explain(error: BaseException, cfg: Config | None = None) -> str | None:
             "    custom_imports = dict(imports=['s6la_mm'], allow_failed_imports=False)\n"
             f"to the config; else check the spelling of type={name!r} and the config's default_scope."
         )
+    if isinstance(error, ConfigParsingError) or (
+        isinstance(error, ImportError) and text.startswith('Failed to import')
+    ):
+        return text.partition('\n')[0]  # of a config in pure Python, or its custom_imports
     path = _missing_path(error, text)
     if path is not None:
         return f'{path} does not exist. {_what_to_set(path, cfg)}'

@@ -17,6 +17,7 @@ from mmengine.config import Config
 
 from ..analysis.logs import read_losses
 from ..common.cli import DATA_ROOTS, require_file
+from ..common.configs import name_classes
 from ..common.errors import UsageError
 from ..common.files import read_json, write_atomically
 from ..config_types import type_name
@@ -248,6 +249,7 @@ class Run:
 
     def write_config(self, cfg: Config, settings: str) -> None:
         """Writes its config, with the hash of its settings, see :attr:`Plan.digests`, in the first line."""
+        name_classes(cfg)
         write_atomically(self.config_path, f'{_SETTINGS}{settings}\n{cfg.pretty_text}')
 
     def check_settings(self, settings: str) -> None:

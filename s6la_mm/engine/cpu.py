@@ -78,7 +78,7 @@ def init_cpu_process_group(cfg: Config) -> None:
         )
     torch.distributed.init_process_group('gloo')
     atexit.register(_leave_process_group)
-    if cfg.get('runner_type') == 'FlexibleRunner':  # its strategy wraps the model
+    if type_name(cfg.get('runner_type')) == 'FlexibleRunner':  # its strategy wraps the model
         return
     unused = cfg.get('find_unused_parameters', False)
     wrapper = cfg.get('model_wrapper_cfg') or dict(broadcast_buffers=False, find_unused_parameters=unused)

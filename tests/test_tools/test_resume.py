@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -89,18 +90,29 @@ def test_kill_resume(retinanet, tmp_path):
 
 
 def test_check_config(retinanet, tmp_path):
-    output = check(call('misc/check_config.py', retinanet['config'], '--processes', 2, **retinanet['data']))
+    options = ('--processes', 2, '--cfg-options', 'train_dataloader.persistent_workers=True')  # there are no workers
+    output = check(call('misc/check_config.py', retinanet['config'], *options, **retinanet['data']))
     for line in ('trained    3 iterations', 'resumed to the bit', 'predicted', 'memory', 'time', 'disk'):
         assert line in output
     assert 'an epoch of 2 with 2 processes' in output  # 8 images, 2 in a batch
     assert not (ROOT / 'work_dirs/tiny').exists()
 
 
-def test_check_config_names_parameters_without_a_gradient(retinanet, tmp_path):
+def test_check_config_names_parameters_without_a_gradient_and_a_decayed_state(retinanet, tmp_path):
     config = tmp_path / 'unused.py'
     # The last stage is computed for nobody.
     model = 'dict(backbone=dict(out_indices=(0, 1, 2)), neck=dict(in_channels=[32, 64, 128]))'
-    config.write_text(f'_base_ = {str(retinanet["config"])!r}\nmodel = {model}\n')
+    decay = "dict(_delete_=True, type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05))"
+    config.write_text(f'_base_ = {str(retinanet["config"])!r}\nmodel = {model}\noptim_wrapper = {decay}\n')
     result = call('misc/check_config.py', config, **retinanet['data'])
     assert result.returncode == 1, result.stderr[-2000:]
     assert 'parameters got no gradient: backbone.' in result.stderr and 'Traceback' not in result.stderr
+    assert re.search(r'weight decay pulls on \d+ parameters of the state: .*A_log', result.stderr)
+
+
+@pytest.mark.parametrize('tool', ['train.py', 'misc/check_config.py'])
+def test_classes_of_the_head_are_those_of_the_data(tool, retinanet, tmp_path):
+    options = ('--work-dir', tmp_path, '--cfg-options', 'model.bbox_head.num_classes=7')
+    result = call(tool, retinanet['config'], *options, **retinanet['data'])
+    assert result.returncode == 1 and 'model.bbox_head has num_classes=7, the train and val data' in result.stderr
+    assert 'Traceback' not in result.stderr and not list(tmp_path.glob('*.pth'))

@@ -1,0 +1,119 @@
+"""Classes of heads against those of the data, metrics, weight decay of the state."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import Runner
+from tool_runner import ROOT
+
+from s6la_mm.backbones import S6LAResNet
+from s6la_mm.backbones.architectures import on_meta_device
+from s6la_mm.common.configs import without_worker_options
+from s6la_mm.engine.config_checks import class_problems, decayed_state, learning_rate_advice, metric_problems
+
+NAMES = {number: dict(classes=tuple(f'class {i}' for i in range(number))) for number in (2, 80, 133, 150, 1000)}
+PANOPTIC = dict(NAMES[133], thing_classes=NAMES[80]['classes'], stuff_classes=('stuff',) * 53)
+# A config, the classes of its data, and which heads complain when the data has two classes.
+CONFIGS = {
+    'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py': (80, ['bbox_head']),
+    'mmdet::rpn/rpn_r50_fpn_1x_coco.py': (80, []),
+    'mmdet::cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py': (
+        80,
+        [f'roi_head.{part}_head.{stage}' for part in ('bbox', 'mask') for stage in range(3)],
+    ),
+    'mmdet::htc/htc_r50_fpn_1x_coco.py': (
+        80,
+        [f'roi_head.{part}_head.{stage}' for part in ('bbox', 'mask') for stage in range(3)],
+    ),
+    'mmdet::detr/detr_r50_8xb2-150e_coco.py': (80, ['bbox_head']),
+    'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py': (80, ['panoptic_fusion_head', 'panoptic_head']),
+    'mmseg::fcn/fcn_r50-d8_4xb4-80k_ade20k-512x512.py': (150, ['decode_head', 'auxiliary_head']),
+    'mmpretrain::resnet/resnet50_8xb32_in1k.py': (1000, ['head']),
+}
+
+
+def build(name: str, **changes: object) -> torch.nn.Module:
+    from mmengine.hub import get_config
+
+    cfg = get_config(name) if '::' in name else Config.fromfile(ROOT / 'configs' / name)
+    cfg.merge_from_dict(changes)
+    with on_meta_device(), DefaultScope.overwrite_default_scope(cfg.default_scope):
+        return MODELS.build(cfg.model)
+
+
+def heads(problems: list[str]) -> set[str]:
+    return {problem.partition(' ')[0].removeprefix('model.') for problem in problems}
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_heads_with_other_classes_than_the_data(name):
+    pytest.importorskip(name.partition('::')[0])
+    number, expected = CONFIGS[name]
+    model = build(name)
+    assert class_problems(model, dict(train=NAMES[number], val=NAMES[number])) == []
+    assert heads(class_problems(model, dict(train=NAMES[2]))) == set(expected)
+    assert class_problems(model, dict(train={}, val=dict(classes=None))) == []
+
+
+def test_heads_of_panoptic_networks():
+    model = build('mmdet::panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py')
+    assert class_problems(model, dict(train=PANOPTIC)) == []
+    fewer = dict(PANOPTIC, thing_classes=('a', 'b'))
+    parts = {'roi_head.bbox_head', 'roi_head.mask_head', 'semantic_head', 'panoptic_fusion_head'}
+    assert heads(class_problems(model, dict(train=fewer))) == parts
+
+
+def test_what_is_said_of_classes():
+    model = build('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', **{'model.bbox_head.num_classes': 1})
+    both = dict(train=dict(classes=['cat', 'dog']), val=dict(classes=('dog', 'cat')))
+    assert class_problems(model, both) == [
+        'model.bbox_head has num_classes=1, the train data 2 classes (cat, dog)',
+        'model.bbox_head has num_classes=1, the val data 2 classes (dog, cat)',
+        "class 0 is 'cat' in the train data and 'dog' in the val data",
+    ]
+
+
+def test_class_names_that_the_file_of_a_metric_does_not_know():
+    content = dict(categories=[dict(id=1, name='cat'), dict(id=2, name='dog')])
+    metric = SimpleNamespace(_coco_api=SimpleNamespace(dataset=content))
+    assert metric_problems([metric, SimpleNamespace()], ('dog', 'cat')) == []
+    (problem,) = metric_problems([metric], ('Dog', 'cat'))
+    assert "has no category 'Dog'; it has cat, dog" in problem
+
+
+def test_state_under_weight_decay():
+    model = torch.nn.Sequential(S6LAResNet(18, base_channels=8))
+    params = [dict(params=list(model.parameters()), weight_decay=0.05)]
+    names = decayed_state(model, torch.optim.AdamW(params))
+    assert any(name.endswith('A_log') for name in names) and '0.conv1.weight' not in names
+    assert decayed_state(model, torch.optim.SGD(model.parameters(), lr=0.1)) == []
+
+
+@pytest.mark.parametrize(
+    'train, processes, expected',
+    [
+        (dict(batch_size=2), 8, None),
+        (dict(batch_size=2), 2, '2 x 2 are 4'),
+        (dict(batch_sampler=dict(type='Ours', batch_size=16)), 4, '4 x 16 are 64'),
+    ],
+)
+def test_learning_rate_for_another_batch(train, processes, expected):
+    cfg = Config(dict(auto_scale_lr=dict(enable=False, base_batch_size=16), train_dataloader=train))
+    advice = learning_rate_advice(cfg, processes)
+    assert advice is None if expected is None else expected in advice
+    cfg.auto_scale_lr.enable = True
+    assert learning_rate_advice(cfg, processes) is None
+
+
+def test_options_of_workers_that_are_not_there():
+    options = dict(num_workers=0, persistent_workers=True, prefetch_factor=4)
+    loader = dict(dataset=[1, 2], sampler=dict(type='DefaultSampler', shuffle=False), **options)
+    cfg = Config(dict(train_dataloader=loader, val_dataloader=dict(loader, num_workers=1), test_dataloader=None))
+    without_worker_options(cfg)
+    assert list(Runner.build_dataloader(dict(cfg.train_dataloader, dataset=[1, 2]))) == [[1], [2]]
+    assert cfg.val_dataloader.persistent_workers
