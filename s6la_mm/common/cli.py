@@ -225,10 +225,9 @@ def explain(error: BaseException, cfg: Config | None = None) -> str | None:
             "    custom_imports = dict(imports=['s6la_mm'], allow_failed_imports=False)\n"
             f"to the config; else check the spelling of type={name!r} and the config's default_scope."
         )
-    if isinstance(error, ConfigParsingError) or (
-        isinstance(error, ImportError) and text.startswith('Failed to import')
-    ):
-        return text.partition('\n')[0]  # of a config in pure Python, or its custom_imports
+    if isinstance(error, (ImportError, ConfigParsingError)):
+        is_mistake = isinstance(error, ConfigParsingError) or text.startswith('Failed to import')  # mmengine's words
+        return text.partition('\n')[0] if is_mistake else None
     path = _missing_path(error, text)
     if path is not None:
         return f'{path} does not exist. {_what_to_set(path, cfg)}'

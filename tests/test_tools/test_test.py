@@ -77,7 +77,7 @@ def test_tta():
 
     cfg = config('mmdet')
     enable(cfg)
-    assert cfg.model.type == 'DetTTAModel' and cfg.model.module.type == 'M'
+    assert cfg.model.type == 'mmdet.DetTTAModel' and cfg.model.module.type == 'M'
     pipeline = cfg.test_dataloader.dataset.dataset.pipeline
     assert [step.type for step in pipeline] == ['LoadImageFromFile', 'TestTimeAug']
     with pytest.raises(UsageError, match='no tta_pipeline;'):
