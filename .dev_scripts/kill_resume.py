@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 
-import s6la_mm  # noqa: F401  (allow-lists what checkpoints hold)
 from s6la_mm.analysis.logs import read_losses
+from s6la_mm.checkpoint.safe_globals import weights_only
 from s6la_mm.common.files import temporary_name
 from s6la_mm.engine import find_last_good, problem_of
 
@@ -112,7 +112,8 @@ class Job:
         """Wait for its end, which nobody disturbs, and load its last checkpoint."""
         if self.process.wait() != 0:
             raise SystemExit('error: the training failed:\n' + '\n'.join(self.lines()[-30:]))
-        return torch.load(find_last_good(str(self.work_dir)), map_location='cpu', weights_only=True)
+        with weights_only():
+            return torch.load(find_last_good(str(self.work_dir)), map_location='cpu')
 
 
 def descendants(pid: int) -> list[int]:

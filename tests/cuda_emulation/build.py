@@ -94,10 +94,12 @@ def _compile(source: Path, flavour: str) -> Path:
     language = ['-x', 'c++'] if source.suffix == '.cu' else []
     system = [*include_paths(), _mmcv_headers(), sysconfig.get_path('include')]
     includes = [f'-I{HERE / "include"}', *(argument for folder in system for argument in ('-isystem', str(folder)))]
-    # torch's headers want C++17 or C++20, depending on the release; extension modules get the newer one as it needs.
-    # Device code reads numbers of all types through words of 16 bytes, which host compilers must be allowed to see.
+    # torch's headers want C++17 or C++20, depending on the release, and all can be read as the newer one; its strings
+    # are of one of two kinds. Device code reads numbers of all types through words of 16 bytes, which host compilers
+    # must be allowed to see.
     flags = [
         '-std=c++20',
+        f'-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}',
         '-fno-strict-aliasing',
         '-fPIC',
         '-Wall',

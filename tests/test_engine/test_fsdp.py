@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from distributed_steps import BACKBONES, Network, all_sharded_steps, images, start
+from loading import load
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason='gloo is for machines without an accelerator')
 
@@ -43,7 +44,7 @@ def test_checkpoint_is_a_plain_one_and_resumes(results, folder, kind):
         torch.testing.assert_close(
             result['steps'][kind]['again'], result['steps'][kind]['numbers'][2:], rtol=1e-5, atol=1e-7
         )
-    checkpoint = torch.load(folder / f'{kind}.pth', weights_only=True)
+    checkpoint = load(folder / f'{kind}.pth')
     network = Network(kind)
     network.load_state_dict(checkpoint['state_dict'])
     network.eval()

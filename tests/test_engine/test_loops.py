@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from loading import load
 from mmengine.hooks import Hook
 from toy_runner import Killed, ToyModel, build
 
@@ -144,7 +145,7 @@ def test_run_without_a_seed_resumes_with_the_seed_that_it_drew(tmp_path, epochs)
     known = {step: recorder.numbers[step] for step in (5,)}
     _, resumed, runner = train(tmp_path / 'a', epochs=epochs, seed=None, resume=tmp_path / 'a' / 'iter_4.pth')
     assert resumed.numbers[5] == known[5] and resumed.losses[5] == recorder.losses[5]
-    assert runner.seed == torch.load(tmp_path / 'a' / 'iter_4.pth', weights_only=True)['meta']['seed']
+    assert runner.seed == load(tmp_path / 'a' / 'iter_4.pth')['meta']['seed']
 
 
 def test_infinite_sampler(tmp_path):

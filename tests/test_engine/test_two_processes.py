@@ -14,6 +14,7 @@ import pytest
 import torch
 from distributed_run import train
 from forked import run_ranks, start_ranks
+from loading import load
 from tool_runner import TOOLS, check, environment, run
 
 from s6la_mm.backbones.families import FAMILIES
@@ -31,7 +32,7 @@ def test_two_processes_compute_what_one_computes(tmp_path):
     """The mean over all images is that of the processes' means; what differs is the order of summation, in float32."""
     run_ranks(2, 'tests/distributed_run.py', tmp_path, 2, folder=tmp_path)
     losses, weights = train(tmp_path / 'one', 4)
-    (first, state), (second, other) = (torch.load(tmp_path / f'rank{rank}.pt', weights_only=True) for rank in (0, 1))
+    (first, state), (second, other) = (load(tmp_path / f'rank{rank}.pt') for rank in (0, 1))
     means = [(a + b) / 2 for a, b in zip(first, second)]
     # Nine steps from the same weights: rounding of 1e-7 grows by the curvature of the loss.
     torch.testing.assert_close(means, losses, rtol=1e-4, atol=1e-5)
@@ -58,12 +59,12 @@ def test_sharded_training_is_the_same_and_resumes(tmp_path, retinanet):
     train_ranks(retinanet, tmp_path / 'ddp', *options)
     train_ranks(retinanet, tmp_path / 'fsdp', *options, config=sharded)
     assert scalars(tmp_path / 'fsdp') == pytest.approx(scalars(tmp_path / 'ddp'), rel=1e-4)
-    whole = torch.load(tmp_path / 'fsdp/iter_4.pth', weights_only=True)['state_dict']
-    unsharded = torch.load(tmp_path / 'ddp/iter_4.pth', weights_only=True)['state_dict']
+    whole = load(tmp_path / 'fsdp/iter_4.pth')['state_dict']
+    unsharded = load(tmp_path / 'ddp/iter_4.pth')['state_dict']
     assert {name: v.shape for name, v in whole.items()} == {name: v.shape for name, v in unsharded.items()}
     resume = ('--resume', tmp_path / 'fsdp/iter_2.pth')
     train_ranks(retinanet, tmp_path / 'again', *resume, *options, config=sharded)
-    resumed = torch.load(tmp_path / 'again/iter_4.pth', weights_only=True)['state_dict']
+    resumed = load(tmp_path / 'again/iter_4.pth')['state_dict']
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from forked import Forked
+from loading import load
 from tiny_training import copy_run
 from tool_runner import ROOT, call, check
 
@@ -70,10 +71,7 @@ def test_killed_training_goes_on_to_the_same_end(retinanet, tmp_path):
     output = check(call(*command, '--resume', *options, *end, **retinanet['data']))
     assert f'iter: {last}' in output and f'Iter(train) [{last + 1}/{last + 2}]' in output
     check(call('train.py', retinanet['config'], '--work-dir', tmp_path / 'whole', *options, *end, **retinanet['data']))
-    states = [
-        torch.load(folder / f'iter_{last + 2}.pth', weights_only=True)['state_dict']
-        for folder in (work_dir, tmp_path / 'whole')
-    ]
+    states = [load(folder / f'iter_{last + 2}.pth')['state_dict'] for folder in (work_dir, tmp_path / 'whole')]
     torch.testing.assert_close(*states, rtol=0, atol=0)
 
 

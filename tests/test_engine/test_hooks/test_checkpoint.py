@@ -8,6 +8,7 @@ import resource
 
 import pytest
 import torch
+from loading import load
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from toy_runner import Killed, ToyModel, build
@@ -90,7 +91,7 @@ def test_saving_in_another_folder_is_left_to_the_runner(tmp_path):
     runner.train()
     runner.save_checkpoint(str(tmp_path / 'b'), 'mine.pth', save_optimizer=False)
     assert checkpoints(tmp_path / 'b') == ['mine.pth']
-    assert torch.load(tmp_path / 'b/mine.pth', weights_only=True)['meta']['iter'] == 9
+    assert load(tmp_path / 'b/mine.pth')['meta']['iter'] == 9
 
 
 def test_the_old_one_goes_after_the_new_one_came(tmp_path, monkeypatch):
@@ -136,7 +137,7 @@ def test_one_best_checkpoint_is_left(tmp_path, monkeypatch, scores, several):
     wanted = [f'best_accuracy_epoch_{scores.index(0.3) + 1}.pth']
     wanted += [f'best_loss_epoch_{scores.index(0.1) + 1}.pth'] if several else []
     assert checkpoints(tmp_path) == [*wanted, 'epoch_3.pth']
-    info = torch.load(tmp_path / 'epoch_3.pth', weights_only=True)['message_hub']['runtime_info']
+    info = load(tmp_path / 'epoch_3.pth')['message_hub']['runtime_info']
     key = 'best_ckpt_accuracy' if several else 'best_ckpt'
     assert info[key] == str(tmp_path / wanted[0])
 
