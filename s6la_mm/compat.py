@@ -127,6 +127,7 @@ register_fake = getattr(torch.library, 'register_fake', _register_fake)
 is_autocast_enabled = torch.is_autocast_enabled if TORCH >= (2, 4) else _is_autocast_enabled
 RMSNorm = getattr(nn, 'RMSNorm', _RMSNorm)
 rms_norm = getattr(F, 'rms_norm', _rms_norm)
+FSDP_RUNS_ON_CPU = TORCH >= (2, 4)
 
 # torch 2.6: its list of safe globals takes objects under another name; below, checkpoint/unpickling.py stands in.
 SAFE_GLOBALS_HAVE_NAMES = TORCH >= (2, 6)

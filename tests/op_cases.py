@@ -38,11 +38,6 @@ OP_DEVICES = [
 ]
 
 
-def since(major: int, minor: int, what: str) -> pytest.MarkDecorator:
-    """Skips what an older torch cannot do."""
-    return pytest.mark.skipif(TORCH < (major, minor), reason=f'needs torch {major}.{minor} or newer: {what}')
-
-
 def scan(inputs: Inputs, dt_softplus=False, zoh=False, return_states=False, norm_eps=None) -> Tensor:
     """The compiled forward op on named inputs (of ``sample_inputs`` with a depth)."""
     tensors = [inputs.get(name) for name in NAMES]

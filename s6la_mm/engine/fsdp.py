@@ -14,6 +14,8 @@ from mmengine.registry import FUNCTIONS, MODEL_WRAPPERS, STRATEGIES
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
+from ..common.errors import UsageError
+from ..compat import FSDP_RUNS_ON_CPU
 from ..layers import S6LAMapCell, S6LATokenCell
 
 
@@ -75,6 +77,9 @@ class S6LAFSDPStrategy(FSDPStrategy):
         state_dict_cfg (str | dict): Defaults to ``'full'``.
         **kwargs: Those of ``FSDPStrategy``.
 
+    Raises:
+        UsageError: If there is no accelerator, and this torch cannot do without.
+
     Example:
         >>> runner_type = 'FlexibleRunner'
         >>> strategy = dict(type='S6LAFSDPStrategy')
@@ -84,6 +89,11 @@ class S6LAFSDPStrategy(FSDPStrategy):
         self, *, model_wrapper: dict | None = None, state_dict_cfg: str | dict = 'full', **kwargs: Any
     ) -> None:
         is_cpu = get_device() == 'cpu'
+        if is_cpu and not FSDP_RUNS_ON_CPU:
+            raise UsageError(
+                f'strategy.type S6LAFSDPStrategy: without a GPU it needs torch 2.4 or newer, and here is '
+                f'{torch.__version__}; leave strategy and runner_type out to train with DDP'
+            )
         defaults = dict(
             type='CPUFullyShardedDataParallel' if is_cpu else 'MMFullyShardedDataParallel',
             auto_wrap_policy=dict(type='s6la_wrap_policy'),

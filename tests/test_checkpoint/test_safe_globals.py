@@ -8,11 +8,11 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from loading import load
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
+from releases import load
 from torch import nn
 
 import s6la_mm  # noqa: F401  (importing it is what allow-lists)

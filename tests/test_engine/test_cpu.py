@@ -11,6 +11,8 @@ import torch
 from mmengine.model import BaseModel
 from torch import nn
 
+from s6la_mm.common.errors import UsageError
+from s6la_mm.engine import S6LAFSDPStrategy
 from s6la_mm.engine.cpu import CPUDistributedDataParallel
 
 LEAVE = """
@@ -89,3 +91,10 @@ def test_sync_bn_becomes_bn(name, one_process):
 def test_other_layers_stay(one_process):
     module = Normed(nn.BatchNorm2d(4))
     assert CPUDistributedDataParallel(module).module is module
+
+
+def test_fsdp_says_which_torch_it_needs(monkeypatch):
+    monkeypatch.setattr('s6la_mm.engine.fsdp.get_device', lambda: 'cpu')
+    monkeypatch.setattr('s6la_mm.engine.fsdp.FSDP_RUNS_ON_CPU', False)
+    with pytest.raises(UsageError, match=r'needs torch 2\.4 or newer, and here is'):
+        S6LAFSDPStrategy()

@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from distributed_steps import BACKBONES, Network, all_sharded_steps, images, start
-from loading import load
+from releases import load, since
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason='gloo is for machines without an accelerator')
+pytestmark = [
+    pytest.mark.skipif(torch.cuda.is_available(), reason='gloo is for machines without an accelerator'),
+    since(2, 4, 'FSDP on the CPU'),
+]
 
 
 @pytest.fixture(scope='module')

@@ -6,8 +6,8 @@ import json
 
 import pytest
 import torch
-from loading import load
 from mmengine.hooks import Hook
+from releases import load
 from toy_runner import Killed, ToyModel, build
 
 from s6la_mm.engine import find_last_good

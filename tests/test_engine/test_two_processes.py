@@ -14,7 +14,7 @@ import pytest
 import torch
 from distributed_run import train
 from forked import run_ranks, start_ranks
-from loading import load
+from releases import load, since
 from tool_runner import TOOLS, check, environment, run
 
 from s6la_mm.backbones.families import FAMILIES
@@ -49,6 +49,7 @@ def train_ranks(training: dict, work_dir: Path, *arguments: object, config: Path
     return run_ranks(2, *command, folder=work_dir, **training['data'])
 
 
+@since(2, 4, 'FSDP on the CPU')
 def test_sharded_training_is_the_same_and_resumes(tmp_path, retinanet):
     sharded = tmp_path / 'sharded.py'
     sharded.write_text(

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 from mmengine.model import BaseModule, Sequential
-from op_cases import since
 from op_inputs import EPS, oracle_update
+from releases import since
 from torch import nn
 from torch.nn.utils import prune
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 from mmengine.model import BaseModule, Sequential
-from op_cases import since
 from op_inputs import EPS, oracle_update
+from releases import since
 from torch import nn
 
 from s6la_mm.layers import S6LATokenCell, StateCarry, TokenRead, summary_token

@@ -5,11 +5,13 @@ import warnings
 
 import pytest
 import torch
-from op_cases import random_like, since
+from op_cases import random_like
 from op_inputs import LAYOUTS, sample_inputs
+from releases import since
 from torch import nn
 
 from s6la_mm.backbones import S6LAResNet
+from s6la_mm.compat import TORCH
 from s6la_mm.layers import S6LAMapCell
 from s6la_mm.ops import selective_scan, selective_update
 
@@ -145,7 +147,9 @@ def onnx_file(model, inputs, path, dynamo, **options):
     runtime = pytest.importorskip('onnxruntime', reason=reason)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        torch.onnx.export(model, inputs, str(path), dynamo=dynamo, external_data=False, **options)
+        if TORCH >= (2, 7):  # older ones know the TorchScript exporter only
+            options.update(dynamo=dynamo, external_data=False)
+        torch.onnx.export(model, inputs, str(path), **options)
     exported = onnx.load(str(path))
     onnx.checker.check_model(exported)
     domains = {node.domain for node in exported.graph.node}
@@ -161,11 +165,12 @@ def onnx_file(model, inputs, path, dynamo, **options):
     return run
 
 
-EXPORTERS = pytest.mark.parametrize('dynamo', [True, False], ids=['dynamo', 'torchscript'])
-SLOW_EXPORTERS = pytest.mark.parametrize('dynamo', [True, False], ids=['dynamo', 'torchscript'])
+EXPORTERS = pytest.mark.parametrize(
+    'dynamo', [pytest.param(True, marks=EXPORTS, id='dynamo'), pytest.param(False, id='torchscript')]
+)
 
 
-@SLOW_EXPORTERS
+@EXPORTERS
 @pytest.mark.parametrize(('layout', 'scan'), [('map', False), ('token', True)])
 def test_onnx_of_the_functions(layout, scan, dynamo, tmp_path):
     model, inputs = function_case(layout, scan)
@@ -180,7 +185,7 @@ def test_onnx_of_exact_discretization(dynamo, tmp_path):
     try:
         run = onnx_file(model, inputs, tmp_path / 'model.onnx', dynamo)
     except torch.onnx.errors.UnsupportedOperatorError as error:
-        pytest.skip(f'this exporter has no expm1: {error}')
+        pytest.skip(f'the exporter of torch {torch.__version__} has no expm1: {error}')
     assert_same(run(*inputs), model(*inputs))
 
 

@@ -21,11 +21,11 @@ from op_cases import (
     reference_scan,
     scan,
     scan_backward,
-    since,
     threads,
     views,
 )
 from op_inputs import DTYPES, LAYOUTS, sample_inputs
+from releases import since
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from s6la_mm.ops import selective_update

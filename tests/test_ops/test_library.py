@@ -17,10 +17,10 @@ from op_cases import (
     reference_gradients,
     reference_scan,
     scan,
-    since,
     views,
 )
 from op_inputs import LAYOUTS, sample_inputs
+from releases import since
 from torch._dynamo.exc import BackendCompilerFailed
 from torch._subclasses.fake_tensor import FakeTensorMode
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from forked import Forked
-from loading import load
+from releases import load
 from tiny_training import copy_run
 from tool_runner import ROOT, call, check
 

@@ -8,9 +8,9 @@ import resource
 
 import pytest
 import torch
-from loading import load
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from releases import load
 from toy_runner import Killed, ToyModel, build
 
 from s6la_mm.common.errors import UsageError

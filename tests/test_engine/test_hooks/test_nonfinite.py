@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from loading import load
 from mmengine.hooks import Hook
+from releases import load
 from toy_runner import ToyModel, build
 
 from s6la_mm.common.errors import UsageError

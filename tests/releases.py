@@ -1,13 +1,20 @@
-"""Loading what a training has written, with every torch that this package runs on."""
+"""What the releases of torch differ in, for the tests."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from s6la_mm.checkpoint.safe_globals import weights_only
+from s6la_mm.compat import TORCH
+
+
+def since(major: int, minor: int, what: str) -> pytest.MarkDecorator:
+    """Skips what an older torch cannot do."""
+    return pytest.mark.skipif(TORCH < (major, minor), reason=f'needs torch {major}.{minor} or newer: {what}')
 
 
 def load(path: Path | str) -> Any:
