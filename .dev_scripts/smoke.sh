@@ -22,7 +22,8 @@ if [ ! -e "$op" ]; then
     mv -T "$work/op" "$op" 2>/dev/null || [ -e "$op" ] # another run may have been first
 fi
 
-copy_with_op "$op"/s6la_mm/_ext*.so "$work/clone"
+copy_files "$work/clone"
+cp "$op"/s6la_mm/_ext*.so "$work/clone/s6la_mm/"
 cd "$work/clone"
 export PYTHONPATH=$PWD OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} S6LA_REQUIRE_OPS=1
 "$venv/bin/python" -m pytest -n auto --maxprocesses 8 --dist worksteal -m smoke "$@"

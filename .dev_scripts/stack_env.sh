@@ -53,8 +53,5 @@ if [ "$stack" = C ]; then # the two bounds, as `import s6la_mm` says
 fi
 exec 9>&-
 
-# OP FOLDER: the files of this clone in a new folder, with a compiled op of the stack in the place of this clone's.
-copy_with_op() {
-    git ls-files -z --cached --others --exclude-standard | tar c --null -T - | tar x --one-top-level="$2"
-    cp "$1" "$2/s6la_mm/"
-}
+# FOLDER: the files of this clone in a new folder, without what has been built here, for another stack perhaps.
+copy_files() { git ls-files -z --cached --others --exclude-standard | tar c --null -T - | tar x --one-top-level="$1"; }

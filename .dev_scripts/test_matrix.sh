@@ -11,10 +11,11 @@ root=$PWD
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
+copy_files "$work/clone"
 say 'building and installing the wheel'
 pip list --format=freeze --exclude s6la_mm >"$work/before"
 SECONDS=0
-PATH=$venv/bin:$PATH S6LA_WITH_OPS=1 pip wheel --no-build-isolation --no-deps -w "$work" .
+PATH=$venv/bin:$PATH S6LA_WITH_OPS=1 pip wheel --no-build-isolation --no-deps -w "$work" "$work/clone"
 build=$SECONDS
 pip install --force-reinstall --no-deps "$work"/s6la_mm-*.whl
 pip install "$work"/s6la_mm-*.whl # with what it requires: all of it is there
@@ -23,7 +24,7 @@ diff "$work/before" "$work/after" || { say 'error: installing changed other pack
 (cd "$work" && "$venv/bin/python" -W ignore -m s6la_mm.collect_env)
 
 say 'tests'
-copy_with_op "$("$venv/bin/python" -W ignore -c 'import s6la_mm._ext as e; print(e.__file__)')" "$work/clone"
+cp "$("$venv/bin/python" -W ignore -c 'import s6la_mm._ext as e; print(e.__file__)')" "$work/clone/s6la_mm/"
 cd "$work/clone"
 export PYTHONPATH=$PWD OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} S6LA_REQUIRE_OPS=1
 "$venv/bin/python" -m pytest -n auto --maxprocesses 8 --dist loadfile "$@" | tee "$work/tests.log"
