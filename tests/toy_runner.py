@@ -94,7 +94,8 @@ def build(work_dir: Path, *, epochs: bool = True, seed: int | None = 0, batch: i
         work_dir (Path): Folder of the run.
         epochs (bool): Count epochs (3 of 12 images), or 9 iterations.
         **options: ``hooks`` (custom hooks), ``checkpoint`` (options of the checkpoint hook), ``resume`` (file or None),
-            ``model``, ``dataset``, ``sampler``, ``val_interval``, ``train_cfg``, ``launcher``, ``model_wrapper_cfg``.
+            ``model``, ``dataset``, ``sampler``, ``param_scheduler``, ``optim_wrapper``, ``val_interval``,
+            ``train_cfg``, ``launcher``, ``model_wrapper_cfg``.
     """
     if epochs:
         train = dict(type='ResumableEpochBasedTrainLoop', max_epochs=3, val_interval=options.get('val_interval', 1))
@@ -127,7 +128,8 @@ def build(work_dir: Path, *, epochs: bool = True, seed: int | None = 0, batch: i
         val_evaluator=dict(type=ToyMetric),
         optim_wrapper=options.get('optim_wrapper')
         or dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-2, weight_decay=0.05)),
-        param_scheduler=dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=6),
+        param_scheduler=options.get('param_scheduler')
+        or dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=6),
         default_hooks=dict(
             checkpoint=checkpoint, logger=dict(type='LoggerHook', interval=1, log_metric_by_epoch=epochs)
         ),

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from mmengine.dist import broadcast_object_list, get_rank, is_main_process
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook, ParamSchedulerHook
 from mmengine.logging import print_log
 from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
@@ -20,13 +21,17 @@ from ..common.files import read_json, write_atomically
 from .data import ResumableDataLoader
 from .seeding import derive_seed, seed_generators
 
-_POSITION = 'train_position'  # in the message hub, which checkpoints hold
+# In the message hub, which checkpoints hold.
+_POSITION = 'train_position'
+_EARLY_STOPPING = 'early_stopping'
+_EVALUATED = 'last_evaluation'
 
 
 class _Resumable(BaseLoop):
-    """What both loops share: the data loader, the seeds, and evaluations that a kill cut off."""
+    """What both loops share: the data loader, the seeds, evaluations that a kill cut off, and what counts on them."""
 
     endless = False
+    _in_checkpoint: dict[str, float] | None = None
     dataloader: ResumableDataLoader
     _iter: int
 
@@ -67,21 +72,73 @@ class _Resumable(BaseLoop):
             write_atomically(self._evaluations, json.dumps(kept, indent=1))
 
     def _validate_if_due(self) -> None:
-        """Evaluates if it is time, unless this was done before a resume; a kill may have cut it off then."""
+        """Evaluates if it is time.
+
+        Unless this was done before a resume; then what counts on metrics gets those that it gave. A checkpoint is
+        written before the evaluation, and mmengine's hook writes it anew behind it where this was the best one: then
+        only the hooks that stop the training do not know it yet.
+        """
+        in_checkpoint, self._in_checkpoint = self._in_checkpoint, None
         done, end = self._progress
         is_turn = done >= self.val_begin and (done % self.val_interval == 0 or done == end)
         if self.runner.val_loop is None or not is_turn:
             return
-        is_done = [str(self._iter) in self._read_evaluations()]
-        broadcast_object_list(is_done)  # other nodes may have another disk
-        if is_done[0]:
-            return
-        metrics = self.runner.val_loop.run()
+        known = [in_checkpoint if in_checkpoint is not None else self._read_evaluations().get(str(self._iter))]
+        broadcast_object_list(known)  # other nodes may have another disk
+        if known[0] is None:
+            numbers = _numbers(self.runner.val_loop.run())
+        else:
+            numbers = known[0]
+            self._count(numbers, (EarlyStoppingHook,) if in_checkpoint is not None else _COUNTING)
+        counts = [
+            dict(monitor=hook.monitor, rule=hook.rule, wait_count=hook.wait_count, best_score=float(hook.best_score))
+            for hook in self._early_stopping_hooks()
+        ]
+        self.runner.message_hub.update_info(_EARLY_STOPPING, counts)
         if is_main_process():
-            numbers = {key: float(value) for key, value in (metrics or {}).items() if isinstance(value, Real)}
-            write_atomically(
-                self._evaluations, json.dumps({**self._read_evaluations(), str(self._iter): numbers}, indent=1)
-            )
+            evaluations = {**self._read_evaluations(), str(self._iter): numbers}
+            write_atomically(self._evaluations, json.dumps(evaluations, indent=1))
+
+    def _early_stopping_hooks(self) -> list[EarlyStoppingHook]:
+        return [hook for hook in self.runner.hooks if isinstance(hook, EarlyStoppingHook)]
+
+    def _restore_counts(self) -> None:
+        """Gives hooks that wait for a better metric what they had counted when the checkpoint was written."""
+        info = self.runner.message_hub.runtime_info
+        saved = list(info.get(_EARLY_STOPPING, []))
+        for hook in self._early_stopping_hooks():
+            same = [entry for entry in saved if (entry['monitor'], entry['rule']) == (hook.monitor, hook.rule)]
+            if same:
+                saved.remove(same[0])
+                vars(hook).update(same[0])
+        evaluated = info.get(_EVALUATED, {})
+        self._in_checkpoint = evaluated['metrics'] if evaluated.get('iter') == self._iter else None
+        self.runner.register_hook(_NoteEvaluation())
+
+    def _count(self, metrics: dict[str, float], kinds: tuple[type[Hook], ...]) -> None:
+        """Tells hooks what an evaluation gave that was made behind the checkpoint."""
+        for hook in self.runner.hooks if metrics else ():
+            if isinstance(hook, kinds):
+                hook.after_val_epoch(self.runner, metrics)
+
+
+class _NoteEvaluation(Hook):
+    """Notes an evaluation for the checkpoint that is written anew behind it, if it was the best one."""
+
+    priority = 'VERY_HIGH'  # before schedulers and checkpoints
+
+    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        runner.message_hub.update_info(_EVALUATED, dict(iter=runner.iter, metrics=_numbers(metrics)))
+
+
+_COUNTING = (_NoteEvaluation, CheckpointHook, EarlyStoppingHook, ParamSchedulerHook)  # what keeps account of metrics
+
+
+def _numbers(metrics: dict | None) -> dict[str, float]:
+    """What of an evaluation is a number, as JSON takes it."""
+    found = metrics or {}
+    is_number = {k: isinstance(v, Real) or (isinstance(v, torch.Tensor) and v.numel() == 1) for k, v in found.items()}
+    return {key: float(value) for key, value in found.items() if is_number[key]}
 
 
 @LOOPS.register_module()
@@ -104,6 +161,7 @@ class ResumableEpochBasedTrainLoop(_Resumable, EpochBasedTrainLoop):
     def run(self) -> torch.nn.Module:
         """Trains."""
         self._restore_seed()
+        self._restore_counts()
         self._start = self._find_start()
         self._forget_later_evaluations()
         self.runner.call_hook('before_train')
@@ -180,6 +238,7 @@ class ResumableIterBasedTrainLoop(_Resumable, IterBasedTrainLoop):
     def run(self) -> torch.nn.Module:
         """Trains."""
         self._restore_seed()
+        self._restore_counts()
         self._forget_later_evaluations()
         self.runner.call_hook('before_train')
         self.runner.call_hook('before_train_epoch')

@@ -56,11 +56,11 @@ def train(work_dir, **options) -> tuple[dict, Recorder, object]:
     return runner.model.state_dict(), recorder, runner
 
 
-def train_until(work_dir, kill: KillAt, **options) -> Recorder:
+def train_until(work_dir, kill: KillAt, hooks=(), **options) -> Recorder:
     recorder = Recorder()
     torch.manual_seed(0)
     with pytest.raises(Killed):
-        build(work_dir, hooks=[recorder, kill], **options).train()
+        build(work_dir, **options, hooks=[*hooks, recorder, kill]).train()
     return recorder
 
 

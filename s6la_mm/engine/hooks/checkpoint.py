@@ -25,6 +25,7 @@ from ...checkpoint.matching import shortened
 from ...common.errors import UsageError
 from ...common.files import complete_or_not, remove, temporary_name, write_atomically
 from ..resuming import find_last_good
+from ..schedules import compare_schedules
 
 
 @HOOKS.register_module()
@@ -53,14 +54,17 @@ class SafeCheckpointHook(CheckpointHook):
                 remove(leftover)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Compares a checkpoint to resume from with the model.
+        """Compares a checkpoint to resume from with the model and the schedule.
 
         Raises:
-            UsageError: If it is of another model, or holds weights only.
+            UsageError: If it is of another model or optimizer, or holds weights only.
         """
         model = runner.model.module if isinstance(runner.model, DistributedDataParallel) else runner.model
-        if getattr(runner, '_resume', False) and not is_model_wrapper(model):  # a sharded model has other names
+        if not getattr(runner, '_resume', False):
+            return
+        if not is_model_wrapper(model):  # a sharded model has other names
             require_resumable(model, checkpoint)
+        compare_schedules(runner, checkpoint)
 
     @classmethod
     def of(cls, runner: Runner) -> SafeCheckpointHook | None:
