@@ -60,7 +60,7 @@ def enable_drawing(cfg: Config, show: bool, show_dir: str | None, wait_time: flo
     """
     types = dict(mmdet='DetVisualizationHook', mmseg='SegVisualizationHook', mmpretrain='VisualizationHook')
     scope = package_of(cfg)
-    hook = cfg.get('default_hooks', {}).get('visualization')
+    hook = (cfg.get('default_hooks') or {}).get('visualization')
     if scope not in types or hook is None:
         raise UsageError(
             f'--show and --show-dir need default_hooks.visualization (default_scope {scope!r}): add '
@@ -100,7 +100,7 @@ def enable_tta(cfg: Config) -> None:
         cfg.tta_model = dict(type='mmdet.DetTTAModel', tta_cfg=dict(nms=nms, max_per_img=100))
     if missing:
         print_log(f"--tta: no {' and no '.join(missing)} in the config, mmdet's default is used", 'current')
-    if type_name(cfg.tta_model) == 'DetTTAModel' and cfg.model.get('roi_head', {}).get('mask_head') is not None:
+    if type_name(cfg.tta_model) == 'DetTTAModel' and (cfg.model.get('roi_head') or {}).get('mask_head') is not None:
         raise UsageError(
             '--tta: mmdet merges boxes but no masks. To test the boxes alone add --cfg-options '
             'model.roi_head.mask_head=None model.roi_head.mask_roi_extractor=None test_evaluator.metric=bbox'

@@ -89,7 +89,7 @@ def enable_auto_scale_lr(cfg: Config) -> None:
     Raises:
         UsageError: If the config does not say for which batch size its learning rate is meant.
     """
-    if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+    if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
         raise UsageError(
             "--auto-scale-lr needs auto_scale_lr.base_batch_size, the batch size that the config's learning "
             'rate is meant for: add auto_scale_lr = dict(enable=False, base_batch_size=16) to the config'

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-# Branches that tell other classes apart than those of the data set: object or not, kinds of background.
-_OTHER_CLASSES = ('rpn_head', 'semantic_head')
+# Branches that tell other classes apart than those of the data set: object or not, kinds of background, persons.
+OTHER_CLASSES = ('rpn_head', 'semantic_head', 'reid')
 
 
 def input_channels(model: dict[str, Any]) -> int:
@@ -40,7 +40,7 @@ def classes_of_heads(model: Any) -> int:
     own = model.get('num_classes')
     panoptic = model.get('num_things_classes'), model.get('num_stuff_classes')
     counts = [own if isinstance(own, int) else 0, sum(n for n in panoptic if isinstance(n, int))]
-    parts = (value for key, value in model.items() if key not in _OTHER_CLASSES)
+    parts = (value for key, value in model.items() if key not in OTHER_CLASSES)
     return max([*counts, *map(classes_of_heads, parts)])
 
 

@@ -11,10 +11,9 @@ from mmengine.evaluator import BaseMetric
 from torch import nn
 from torch.optim import Optimizer
 
+from ..common.configs import datasets_of
+from ..common.model_configs import OTHER_CLASSES
 from ..optim import undecayed_parameters
-
-# Heads that see other classes than the data set's: object or not, all that a pixel may be, persons.
-_OTHER_CLASSES = ('rpn_head', 'semantic_head', 'reid')
 
 
 def class_problems(model: nn.Module, metainfo: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -33,13 +32,18 @@ def class_problems(model: nn.Module, metainfo: Mapping[str, Mapping[str, Any]]) 
         >>> class_problems(model, dict(train=dict(classes=('road', 'car'))))
         ['model.decode_head has num_classes=19, the train data 2 classes (road, car)']
     """
-    problems: dict[str, list[str]] = defaultdict(list)
+    splits: dict[tuple[str, str], list[str]] = defaultdict(list)
+    found = []
     for split, info in metainfo.items():
-        for path, key, number, classes in _mismatches(model, info):
-            named = ', '.join(map(str, classes[:3])) + ', ...' * (len(classes) > 3)
-            what = f'{len(classes)} {key.removeprefix("num_")}' + f' ({named})' * bool(named)
-            problems[f'model.{path} has {key}={number}, the {{}} data {what}'].append(split)
-    found = [text.format(' and '.join(splits)) for text, splits in problems.items()]
+        classes = info.get('classes')
+        if isinstance(classes, str):
+            found.append(f'the {split} classes are the text {classes!r}, whose letters count: write ({classes!r},)')
+            continue
+        for path, key, number, names in _mismatches(model, info) if classes else ():
+            named = f' ({", ".join(map(str, names[:3]))}{", ..." * (len(names) > 3)})' if names else ''
+            what = f'{len(names)} {key.removeprefix("num_")}{named}'
+            splits[f'model.{path} has {key}={number}', what].append(split)
+    found += [f'{head}, the {" and ".join(where)} data {what}' for (head, what), where in splits.items()]
     train, val = (list(metainfo.get(split, {}).get('classes') or ()) for split in ('train', 'val'))
     if train != val and sorted(train) == sorted(val):
         number = next(i for i, (one, other) in enumerate(zip(train, val)) if one != other)
@@ -49,23 +53,23 @@ def class_problems(model: nn.Module, metainfo: Mapping[str, Mapping[str, Any]]) 
 
 def _mismatches(model: nn.Module, info: Mapping[str, Any]) -> Iterator[tuple[str, str, int, Sequence[str]]]:
     """Path of a head, the name and value of its option, and the classes that it should have."""
-    classes = info.get('classes')
-    is_rpn = any(base.__name__ == 'RPN' for base in type(model).__mro__)
-    if not classes or isinstance(classes, str) or is_rpn or hasattr(model, 'language_model'):  # which takes any classes
+    # One finds objects of whatever class, the other those that a text names.
+    if any(base.__name__ == 'RPN' for base in type(model).__mro__) or hasattr(model, 'language_model'):
         return
     is_panoptic = 'thing_classes' in info
     for path, module in model.named_modules():
         parts = [part for part in path.split('.') if not part.isdigit()]
-        if not parts or not parts[-1].endswith('head'):
+        mixes = getattr(module, 'batch_augments', None) is not None  # mmpretrain's Mixup: a column for each class
+        if not parts or not (parts[-1].endswith('head') or mixes):
             continue
         if is_panoptic and hasattr(module, 'num_things_classes'):
-            wanted = dict(num_things_classes=info['thing_classes'], num_stuff_classes=info['stuff_classes'])
-        elif set(parts) & set(_OTHER_CLASSES) or getattr(module, 'class_agnostic', False):
+            wanted = dict(num_things_classes=info['thing_classes'], num_stuff_classes=info.get('stuff_classes', ()))
+        elif set(parts) & set(OTHER_CLASSES) or getattr(module, 'class_agnostic', False):
             continue
         elif parts[-1] == 'auxiliary_head' and not _has_plain_loss(module):
             continue  # it learns something else from the label maps, edges for example
         else:
-            wanted = dict(num_classes=info['thing_classes'] if is_panoptic else classes)
+            wanted = dict(num_classes=info['thing_classes'] if is_panoptic else info['classes'])
         for key, names in wanted.items():
             number = getattr(module, key, None)
             if isinstance(number, int) and number != len(names):
@@ -96,6 +100,21 @@ def metric_problems(metrics: Sequence[BaseMetric], classes: Sequence[str]) -> li
                 + f'; it has {", ".join(sorted(known)[:5])}'
                 + ', ...' * (len(known) > 5)
             )
+    return problems
+
+
+def file_problems(split: str, dataset: Any) -> list[str]:
+    """Classes of data sets that their COCO files lack: labels would be counted without these, and mean other classes.
+
+    Args:
+        split (str): For the message.
+        dataset (Dataset): What was built.
+    """
+    problems = []
+    for part in datasets_of(dataset):
+        classes, found = part.metainfo.get('classes') or (), getattr(part, 'cat_ids', None)
+        if found is not None and not isinstance(classes, str) and len(found) < len(classes):
+            problems.append(f'{part.ann_file} has categories for {len(found)} of the {len(classes)} {split} classes')
     return problems
 
 

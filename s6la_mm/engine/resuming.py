@@ -118,11 +118,13 @@ def make_resumable(cfg: Config) -> None:
     for hook in [*hooks.values(), *(cfg.get('custom_hooks') or [])]:
         if not isinstance(hook, dict):  # None if it is switched off
             continue
-        if find_type(hook.get('type'), HOOKS, scope) is CheckpointHook:
+        kind = find_type(hook.get('type'), HOOKS, scope)
+        if kind is CheckpointHook:
             hook['type'] = 'SafeCheckpointHook'
-        present |= {base.__name__ for base in getattr(find_type(hook.get('type'), HOOKS, scope), '__mro__', ())}
+            kind = HOOKS.get('SafeCheckpointHook')
+        present |= {base.__name__ for base in getattr(kind, '__mro__', ())}
     if 'SafeCheckpointHook' in present:
-        hooks.update({key: dict(type=kind) for key, kind in _HOOKS.items() if kind not in present})
+        hooks.update({key: dict(type=kind) for key, kind in _HOOKS.items() if kind not in present and key not in hooks})
     elif hooks['checkpoint']:
         print_log(
             f'{type_name(hooks["checkpoint"])} of the config stays, without {" and ".join(_HOOKS.values())}, which '

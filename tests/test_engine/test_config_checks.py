@@ -6,15 +6,25 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmdet.structures.bbox import HorizontalBoxes
 from mmengine.config import Config
+from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
-from tool_runner import ROOT
+from mmengine.structures import InstanceData
+from tool_runner import ROOT, load
 
 from s6la_mm.backbones import S6LAResNet
 from s6la_mm.backbones.architectures import on_meta_device
 from s6la_mm.common.configs import without_worker_options
-from s6la_mm.engine.config_checks import class_problems, decayed_state, learning_rate_advice, metric_problems
+from s6la_mm.common.errors import UsageError
+from s6la_mm.engine.config_checks import (
+    class_problems,
+    decayed_state,
+    file_problems,
+    learning_rate_advice,
+    metric_problems,
+)
 
 NAMES = {number: dict(classes=tuple(f'class {i}' for i in range(number))) for number in (2, 80, 133, 150, 1000)}
 PANOPTIC = dict(NAMES[133], thing_classes=NAMES[80]['classes'], stuff_classes=('stuff',) * 53)
@@ -33,7 +43,7 @@ CONFIGS = {
     'mmdet::detr/detr_r50_8xb2-150e_coco.py': (80, ['bbox_head']),
     'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py': (80, ['panoptic_fusion_head', 'panoptic_head']),
     'mmseg::fcn/fcn_r50-d8_4xb4-80k_ade20k-512x512.py': (150, ['decode_head', 'auxiliary_head']),
-    'mmpretrain::resnet/resnet50_8xb32_in1k.py': (1000, ['head']),
+    'mmpretrain::resnet/resnet50_8xb32-mixup_in1k.py': (1000, ['head', 'data_preprocessor']),
 }
 
 
@@ -42,6 +52,7 @@ def build(name: str, **changes: object) -> torch.nn.Module:
 
     cfg = get_config(name) if '::' in name else Config.fromfile(ROOT / 'configs' / name)
     cfg.merge_from_dict(changes)
+    cfg.model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))  # as the runner does
     with on_meta_device(), DefaultScope.overwrite_default_scope(cfg.default_scope):
         return MODELS.build(cfg.model)
 
@@ -58,6 +69,8 @@ def test_heads_with_other_classes_than_the_data(name):
     assert class_problems(model, dict(train=NAMES[number], val=NAMES[number])) == []
     assert heads(class_problems(model, dict(train=NAMES[2]))) == set(expected)
     assert class_problems(model, dict(train={}, val=dict(classes=None))) == []
+    (problem,) = class_problems(model, dict(train=dict(classes='cat')))
+    assert "the train classes are the text 'cat'" in problem and "write ('cat',)" in problem
 
 
 def test_heads_of_panoptic_networks():
@@ -84,6 +97,50 @@ def test_class_names_that_the_file_of_a_metric_does_not_know():
     assert metric_problems([metric, SimpleNamespace()], ('dog', 'cat')) == []
     (problem,) = metric_problems([metric], ('Dog', 'cat'))
     assert "has no category 'Dog'; it has cat, dog" in problem
+
+
+def test_classes_that_a_coco_file_lacks():
+    whole = SimpleNamespace(metainfo=dict(classes=('cat', 'dog')), cat_ids=[1, 2], ann_file='whole.json')
+    part = SimpleNamespace(metainfo=dict(classes=('cat', 'dog')), cat_ids=[1], ann_file='part.json')
+    both = SimpleNamespace(datasets=[whole, SimpleNamespace(dataset=part)])
+    assert file_problems('train', both) == ['part.json has categories for 1 of the 2 train classes']
+    assert file_problems('train', SimpleNamespace(metainfo={})) == []
+
+
+class Broken(BaseMetric):
+    def process(self, data_batch, data_samples):
+        self.results += data_samples
+
+    def compute_metrics(self, results):
+        raise KeyError('iscrowd')
+
+
+class Counting(Broken):
+    def compute_metrics(self, results):
+        return dict(images=len(results))
+
+
+def test_metrics_of_the_first_batch(tmp_path):
+    evaluate = load('misc/check_config.py').evaluate
+    cfg = Config(dict(work_dir=str(tmp_path), default_hooks=dict(checkpoint=dict(save_best='images'), timer=None)))
+    evaluate(Evaluator(Counting(prefix='')), {}, [{}, {}], cfg)
+    with pytest.raises(UsageError, match=r"\(Broken\) cannot evaluate the first batch: KeyError: 'iscrowd'"):
+        evaluate(Evaluator(Broken()), {}, [{}], cfg)
+    cfg.custom_hooks = [dict(type='EarlyStoppingHook', monitor='coco/bbox_mAP')]
+    with pytest.raises(UsageError, match=r"waits for the metric 'coco/bbox_mAP', the evaluator gives images"):
+        evaluate(Evaluator(Counting()), {}, [{}], cfg)
+
+
+def test_shared_memory_for_the_batches_of_the_workers(monkeypatch):
+    tool = load('misc/check_config.py')
+    instances = InstanceData(bboxes=HorizontalBoxes(torch.zeros(3, 4)))
+    batch = dict(inputs=[torch.zeros(3, 8, 8, dtype=torch.uint8)], data_samples=[instances])
+    assert tool.bytes_of(batch) == 3 * 8 * 8 + 3 * 4 * 4
+    monkeypatch.setattr('shutil.disk_usage', lambda folder: SimpleNamespace(total=64 * 2**20))
+    monkeypatch.setattr('os.path.isdir', lambda folder: True)
+    tool.check_shared_memory(Config(dict(train_dataloader=dict(num_workers=4))), 8 * 2**20)
+    with pytest.raises(UsageError, match=r'16 batches of 8.0 MiB that 4 workers prepare need 128 MiB, /dev/shm has 64'):
+        tool.check_shared_memory(Config(dict(train_dataloader=dict(num_workers=4, prefetch_factor=4))), 8 * 2**20)
 
 
 def test_state_under_weight_decay():

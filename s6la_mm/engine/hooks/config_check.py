@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from mmengine.dist import get_world_size
+from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
@@ -12,7 +13,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from ...common.errors import UsageError
-from ..config_checks import class_problems, learning_rate_advice, metric_problems
+from ..config_checks import class_problems, file_problems, learning_rate_advice, metric_problems
 
 
 @HOOKS.register_module()
@@ -32,12 +33,15 @@ class ConfigCheckHook(Hook):
             UsageError: If something does not fit.
         """
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        metainfo = dict(train=getattr(runner.train_dataloader.dataset, 'metainfo', {}))
-        problems = []
+        loaders = dict(train=runner.train_dataloader)
+        metrics: list[BaseMetric] = []
         if runner.val_loop is not None:
-            metainfo['val'] = getattr(runner.val_dataloader.dataset, 'metainfo', {})
-            problems = metric_problems(runner.val_evaluator.metrics, metainfo['val'].get('classes') or ())
-        problems = class_problems(model, metainfo) + problems
+            loaders['val'] = runner.val_dataloader
+            metrics = runner.val_evaluator.metrics
+        metainfo = {split: getattr(loader.dataset, 'metainfo', {}) for split, loader in loaders.items()}
+        problems = class_problems(model, metainfo)
+        problems += [text for split, loader in loaders.items() for text in file_problems(split, loader.dataset)]
+        problems += metric_problems(metrics, metainfo.get('val', {}).get('classes') or ())
         if problems:
             raise UsageError(
                 f"{'; '.join(problems)}: set num_classes of the heads to the data's, or metainfo=dict(classes=...) of "
