@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import copy
+import io
 import math
 import os.path as osp
 import shutil
 import statistics
 import tempfile
 import time
+from contextlib import redirect_stdout
 
 import torch
 from mmengine.config import Config
@@ -25,6 +27,7 @@ from s6la_mm.checkpoint.reading import weights_only
 from s6la_mm.common.cli import add_cfg_options, clear_errors, load_config
 from s6la_mm.common.configs import entry, without_downloads
 from s6la_mm.common.errors import UsageError
+from s6la_mm.config_types import type_name
 from s6la_mm.engine import ConfigCheckHook, build_runner, find_last_good, make_resumable
 from s6la_mm.engine.config_checks import decayed_state, learning_rate_advice
 
@@ -211,17 +214,22 @@ def evaluate(evaluator: Evaluator, batch: dict, results: list, cfg: Config) -> N
         if getattr(metric, 'img_ids', ()) is None:  # one of COCO's, which takes all images of its file
             metric.img_ids = [sample.img_id for sample in results]
     try:
-        evaluator.process(data_samples=results, data_batch=batch)
-        names = list(evaluator.evaluate(len(results)))
+        with redirect_stdout(io.StringIO()):  # pycocotools prints
+            evaluator.process(data_samples=results, data_batch=batch)
+            found = [metric.evaluate(len(results)) for metric in evaluator.metrics]
     except Exception as error:  # whatever it is, the training would stop at its first evaluation
         metrics = ', '.join(type(metric).__name__ for metric in evaluator.metrics)
         reason = f'{type(error).__name__}: {error}'.partition('\n')[0]
         raise UsageError(f'val_evaluator ({metrics}) cannot evaluate the first batch: {reason}') from error
-    hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
-    wanted = [hook.get(key) for hook in hooks if hook for key in ('save_best', 'monitor')]
-    for name in (name for name in wanted if isinstance(name, str) and name != 'auto' and names):
-        if name not in names:
-            raise UsageError(f'a hook waits for the metric {name!r}, the evaluator gives {", ".join(names)}')
+    wanted = []
+    for hook in filter(None, [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]):
+        best = hook.get('save_best')
+        wanted += best if isinstance(best, (list, tuple)) else [best]
+        wanted += [hook.get('monitor')] * type_name(hook).endswith('EarlyStoppingHook')
+    names = [name for metrics in found for name in metrics]
+    lacking = [name for name in wanted if name not in (None, 'auto', *names)]
+    if lacking and all(found):  # some give nothing where nothing was predicted
+        raise UsageError(f'a hook waits for the metric {lacking[0]!r}, the evaluator gives {", ".join(names)}')
 
 
 def main() -> None:
