@@ -13,6 +13,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 Found = set[tuple[str, str, str]]  # kind, split, where
+DROPPED = ('degenerate-box', 'unknown-category', 'missing-key', 'zero-area', 'ignored-object')
 
 
 def link_coco(source: Path, target: Path, splits: dict[str, tuple[str, str]]) -> None:
@@ -46,6 +47,7 @@ def break_coco(root: Path, splits: dict[str, tuple[str, str]], seed: int) -> Fou
     usable = [a for a in polygons if a['image_id'] != shared_id]
     rng.shuffle(usable)
     found: Found = set()
+    dropped = set()  # annotations that the loader does not give to the training
 
     def broken_file(kind: str, content: bytes | None) -> None:
         file = root / folder / files.pop()
@@ -77,6 +79,8 @@ def break_coco(root: Path, splits: dict[str, tuple[str, str]], seed: int) -> Fou
         where = f'annotation {annotation["id"]} of {images[annotation["image_id"]]["file_name"]}'
         annotation.update(values)
         found.add((kind, 'train', where))
+        if kind in DROPPED:
+            dropped.add(annotation['id'])
         return annotation
 
     next_id = max(a['id'] for a in data['annotations']) + 1
@@ -90,7 +94,11 @@ def break_coco(root: Path, splits: dict[str, tuple[str, str]], seed: int) -> Fou
     change('unknown-category', category_id=9999)
     change('broken-polygon', segmentation=[[1, 1, 2, 2]])
     change('broken-polygon', segmentation=[[1, 1, 2, 2, 3, 3, 4]])
-    change('broken-polygon', segmentation=[])
+    change('missing-mask', segmentation=rng.choice([[], None]))
+    del change('missing-mask')['segmentation']
+    del change('missing-key')[rng.choice(['area', 'bbox'])]
+    change('zero-area', area=0)
+    change('ignored-object', ignore=1)
     change('broken-polygon', segmentation=[[1, 1, 5, 1, 5, float('inf')]])
     change('broken-polygon', segmentation=[[1, 1, 5, 1, 99999, 5]])
     annotation = usable[-1]
@@ -114,16 +122,23 @@ def break_coco(root: Path, splits: dict[str, tuple[str, str]], seed: int) -> Fou
     found.add(('duplicate-annotation-id', 'train', f'id {twin["id"]}'))
     data['images'].append(dict(images[duplicate], id=987654321))
     found.add(('duplicate-file', 'train', f'file_name {images[duplicate]["file_name"]}'))
-    found.add(('empty-image', 'train', images[duplicate]['file_name']))  # the second entry has no objects
     extra = dict(images[shared_id], file_name='extra' + Path(images[shared_id]['file_name']).suffix)
     shutil.copy(root / folder / images[shared_id]['file_name'], root / folder / extra['file_name'])
     data['images'].append(extra)
     found.add(('duplicate-image-id', 'train', f'id {shared_id}'))
     path.write_text(json.dumps(data))
+    # What is left of images and classes.
+    entries = {image['id']: image['file_name'] for image in data['images']}
+    left = [a for a in data['annotations'] if a['id'] not in dropped | {next_id} and not a.get('iscrowd')]
+    for i in entries.keys() - {a['image_id'] for a in left}:
+        found.add(('empty-image', 'train', str(root / folder / entries[i])))
+    for category in data['categories']:
+        if category['id'] not in {a['category_id'] for a in left}:
+            found.add(('class-without-objects', 'train', f'class {category["name"]!r}'))
     return found
 
 
-def make_segmentation(root: Path, count: int = 4) -> None:
+def make_segmentation(root: Path, count: int = 5) -> None:
     """A data set in CamVid's layout without defects: random labels from 0 to 10 and 11 for unlabelled."""
     rng = np.random.default_rng(0)
     for split in ('train', 'val', 'test'):
@@ -138,7 +153,7 @@ def make_segmentation(root: Path, count: int = 4) -> None:
 
 
 def break_segmentation(root: Path) -> Found:
-    """Plants one defect of every kind of a segmentation data set, with four images a split."""
+    """Plants one defect of every kind of a segmentation data set, with five images a split, of which one stays good."""
     images, labels = root / 'images/train', root / 'annotations/train'
     (labels / 'train_0.png').unlink()
     Image.fromarray(np.full((24, 32), 77, np.uint8)).save(labels / 'train_1.png')

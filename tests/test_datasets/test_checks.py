@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from broken_data import break_coco, break_segmentation, link_coco, make_segmentation
+from mmcv import imread
+from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
 from PIL import Image
 from tool_runner import call, load
@@ -17,7 +19,7 @@ from s6la_mm.common.errors import UsageError
 from s6la_mm.datasets import generate_shapes
 from s6la_mm.datasets.checks.coco import CocoFile, _decode_counts
 from s6la_mm.datasets.checks.findings import KINDS, Finding
-from s6la_mm.datasets.checks.image_files import look_at_image
+from s6la_mm.datasets.checks.image_files import ImageCheck, ImageLoader
 
 TOOL = load('misc/check_dataset.py')
 Report, check_config_data = TOOL.Report, TOOL.check_config_data
@@ -82,11 +84,12 @@ def test_every_defect_of_a_generated_data_set(shapes, tmp_path, seed):
 @pytest.mark.parametrize('seed', range(2))
 def test_every_defect_of_a_copy_of_coco(tmp_path, monkeypatch, seed):
     clean = check_config_data(config(COCO, monkeypatch, COCO_ROOT=TINY))
-    assert {f.kind for f in clean.findings} == {'empty-image'} and not clean.has_errors
+    assert {f.kind for f in clean.findings} == {'empty-image', 'class-without-objects'} and not clean.has_errors
     link_coco(TINY, tmp_path / 'broken', SPLITS)
     expected = break_coco(tmp_path / 'broken', SPLITS, seed)
     report = check_config_data(config(COCO, monkeypatch, COCO_ROOT=tmp_path / 'broken'))
-    assert found(report) == Counter(expected | set(found(clean)))
+    there = {(kind, split, where.replace(str(TINY), str(tmp_path / 'broken'))) for kind, split, where in found(clean)}
+    assert found(report) == Counter(expected | there)
 
 
 def test_every_kind_is_tested(shapes, tmp_path):
@@ -94,19 +97,18 @@ def test_every_kind_is_tested(shapes, tmp_path):
     make_segmentation(tmp_path / 'camvid')
     planted = break_coco(tmp_path / 'coco', SHAPES_SPLITS, 0) | break_segmentation(tmp_path / 'camvid')
     elsewhere = {
-        'missing-file',
-        'broken-file',
-        'missing-class',
-        'unused-category',
-        'rle-without-poly2mask',
-        'unchecked',
+        *('missing-file', 'broken-file', 'missing-class', 'unused-category', 'rle-without-poly2mask'),
+        # in test_check_loading.py
+        *('cannot-build', 'cannot-load', 'no-samples', 'no-objects', 'no-annotations', 'left-out', 'unchecked'),
+        *('classes-no-list', 'class-order', 'misspelt-class', 'wrong-suffix', 'other-suffix', 'nothing-labelled'),
+        *('missing-package', 'class-without-objects', 'evaluator-file'),
     }
     assert {kind for kind, _, _ in planted} | elsewhere == set(KINDS)
 
 
 def test_damage_in_the_middle_needs_decoding(shapes, tmp_path):
     link_coco(shapes, tmp_path / 'broken', SHAPES_SPLITS)
-    file = tmp_path / 'broken/train' / sorted(os.listdir(shapes / 'train'))[3]
+    file = tmp_path / 'broken/train' / sorted(os.listdir(shapes / 'train'))[-1]
     content = bytearray(file.read_bytes())
     content[len(content) // 2 : len(content) // 2 + 60] = bytes(60)
     file.write_bytes(content)
@@ -123,6 +125,7 @@ def test_classes_of_the_config(shapes):
     assert set(found(check_config_data(cfg, ['train']))) == {
         ('missing-class', 'train', "class 'unicorn'"),
         ('unused-category', 'train', f'category {names[0]!r}'),
+        ('class-without-objects', 'train', "class 'unicorn'"),
     }
 
 
@@ -140,7 +143,7 @@ def test_rle_masks_that_the_pipeline_would_drop(shapes):
     [
         ('{"images": [', 'is no JSON'),
         ('[]', "no list 'images'"),
-        ('{"images": [{"id": 1}], "annotations": [], "categories": []}', 'has no file_name, width, height'),
+        ('{"images": [{"file_name": "a.jpg"}], "annotations": [], "categories": []}', 'has no id'),
     ],
 )
 def test_annotation_file_that_cannot_be_read(shapes, tmp_path, content, words):
@@ -168,11 +171,16 @@ def test_compressed_rle_is_decoded_as_pycocotools_does():
 def test_size_is_that_of_the_turned_image(tmp_path):
     image, exif = Image.new('RGB', (40, 20)), Image.Exif()
     exif[0x0112] = 6
-    image.save(tmp_path / 'turned.jpg', exif=exif)
-    assert look_at_image(str(tmp_path / 'turned.jpg')).size == (20, 40)
-    from mmcv import imread
-
-    assert imread(str(tmp_path / 'turned.jpg')).shape[:2] == (40, 20)
+    for name in ('turned.jpg', 'turned.webp', 'turned.png', 'turned.tif'):
+        image.save(tmp_path / name, exif=exif)
+        path = str(tmp_path / name)
+        for color_type in ('color', 'unchanged'):
+            for backend in ('cv2', 'pillow'):
+                loader = LoadImageFromFile(color_type=color_type, imdecode_backend=backend)
+                check = ImageCheck(ImageLoader([loader]))
+                height, width = imread(path, color_type, backend=backend).shape[:2]
+                sizes = [check(dict(img_path=path), path).size for _ in range(2)]  # loaded, then known
+                assert sizes == [(width, height)] * 2
 
 
 def test_every_defect_of_a_segmentation_data_set(tmp_path, monkeypatch):

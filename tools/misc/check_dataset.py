@@ -17,7 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from mmcv.transforms import LoadAnnotations
 from mmengine.config import Config, ConfigDict
+from mmengine.fileio import get_local_path
 from mmengine.registry import DATASETS
 from mmengine.utils import track_iter_progress
 
@@ -26,14 +28,17 @@ from s6la_mm.common.cli import add_cfg_options, clear_errors, explain, load_conf
 from s6la_mm.common.configs import datasets_of, enter_scope
 from s6la_mm.common.errors import UsageError
 from s6la_mm.common.files import write_atomically
-from s6la_mm.config_types import find_type, type_name
-from s6la_mm.datasets import ShapesDataset
-from s6la_mm.datasets.checks.coco import CocoFile
-from s6la_mm.datasets.checks.findings import KINDS, Finding
-from s6la_mm.datasets.checks.image_files import ImageFile, look_at_image
-from s6la_mm.engine.hooks.label_check import unknown_labels
+from s6la_mm.config_types import find_type
+from s6la_mm.datasets.checks.classes import ClassCounts, class_table
+from s6la_mm.datasets.checks.coco import CocoFile, check_evaluator, read_by_evaluation
+from s6la_mm.datasets.checks.entries import check_classes, check_objects, check_samples, check_xml, name_of
+from s6la_mm.datasets.checks.findings import KINDS, Finding, in_words
+from s6la_mm.datasets.checks.image_files import ImageCheck, ImageFile, ImageLoader, name_beside, paths_of
+from s6la_mm.datasets.checks.label_maps import LabelMapCheck
+from s6la_mm.datasets.checks.loading import LoadedDataset
+from s6la_mm.datasets.checks.pictures import save_pictures
 
-NO_PIPELINE = dict(pipeline=[], lazy_init=False)
+SPLITS = ('train', 'val', 'test')
 
 
 @dataclass
@@ -43,6 +48,7 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     images: int = 0
     seconds: float = 0.0
+    classes: list[ClassCounts] = field(default_factory=list)
 
     @property
     def has_errors(self) -> bool:
@@ -54,11 +60,11 @@ def parse_args() -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file of mmdet, mmseg or mmpretrain')
-    splits = ('train', 'val', 'test')
-    parser.add_argument('--splits', nargs='+', choices=splits, default=splits, help='default: all')
+    parser.add_argument('--splits', nargs='+', choices=SPLITS, default=SPLITS, help='default: all')
     parser.add_argument('--decode', action='store_true', help='decode every image, not only its header')
     parser.add_argument('--workers', type=int, default=0, help='threads (default: one for each core)')
     parser.add_argument('--examples', type=int, default=3, help='how many of each kind are named (default: 3)')
+    parser.add_argument('--show-dir', help='draw some samples there, as they are and as the network gets them')
     parser.add_argument('--json', metavar='FILE', help='write all findings there')
     add_cfg_options(parser)
     args = parser.parse_args()
@@ -67,9 +73,7 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def check_config_data(
-    cfg: Config, splits: Iterable[str] = ('train', 'val', 'test'), workers: int = 0, decode: bool = False
-) -> Report:
+def check_config_data(cfg: Config, splits: Iterable[str] = SPLITS, workers: int = 0, decode: bool = False) -> Report:
     """Checks the data sets of a config.
 
     Args:
@@ -91,15 +95,19 @@ def check_config_data(
     seen: list[tuple] = []
     for split in splits:
         loader = cfg.get(f'{split}_dataloader')
+        counts = ClassCounts(split)
         for dataset in datasets_of(loader['dataset']) if loader is not None else ():
             key = tuple(str(dataset.get(name)) for name in ('type', 'data_root', 'ann_file', 'data_prefix', 'indices'))
             if split == 'test' and key in seen:
                 continue
             seen.append(key)
-            found, looked_at = check_dataset(dataset, split, workers or os.cpu_count() or 1, decode)
-            report.findings += [with_advice(finding, cfg) for finding in found]
-            files[split] += looked_at
-    report.images = sum(len(group) for group in files.values())
+            check = DatasetCheck(dataset, split, counts, workers or os.cpu_count() or 1)
+            check.run(cfg.get(f'{split}_evaluator'), decode)
+            report.findings += [with_advice(finding, cfg) for finding in check.findings]
+            report.images += len(check.files) or len(check.loaded.entries)
+            files[split] += check.files
+        report.findings += counts.findings()
+        report.classes.append(counts)
     if not seen:
         raise UsageError(f'the config has no data set for {", ".join(splits)}: it needs train_dataloader and its like')
     for split in ('val', 'test'):
@@ -107,27 +115,6 @@ def check_config_data(
     report.findings = list(dict.fromkeys(report.findings))  # a file that is listed twice is missing once
     report.seconds = time.time() - start
     return report
-
-
-def check_dataset(dataset: ConfigDict, split: str, workers: int, decode: bool) -> tuple[list[Finding], list[ImageFile]]:
-    """What is wrong with a data set, and its image files."""
-    kind = find_type(dataset['type'], DATASETS)
-    if kind is None:
-        raise UsageError(f'{dataset["type"]} is no registered data set: check custom_imports and default_scope')
-    names = {base.__name__ for base in kind.__mro__} if isinstance(kind, type) else {type_name(dataset)}
-    if kind is ShapesDataset:
-        DATASETS.build(dataset)  # which generates it at first use
-    if 'CocoDataset' in names:
-        return check_coco(kind, dataset, split, workers, decode)
-    built = build_dataset(dataset, split)
-    if isinstance(built, Finding):
-        return [built], []
-    entries = [built.get_data_info(index) for index in range(len(built))]
-    if all('seg_map_path' in entry for entry in entries) and entries:
-        return check_segmentation(built, entries, dataset, split, workers, decode)
-    paths = [entry['img_path'] for entry in entries if 'img_path' in entry]
-    found, files = look_at_all(paths, split, workers, decode)
-    return [Finding('unchecked', split, type(built).__name__), *found], files
 
 
 def with_advice(finding: Finding, cfg: Config) -> Finding:
@@ -138,85 +125,119 @@ def with_advice(finding: Finding, cfg: Config) -> Finding:
     return replace(finding, detail=explain(error, cfg) or '')
 
 
-def build_dataset(dataset: ConfigDict, split: str) -> Any:
-    """The data set without its pipeline, or the finding that it is not there."""
-    cfg = ConfigDict(dataset, **NO_PIPELINE)
-    cfg.setdefault('test_mode', True)
-    try:
-        built = DATASETS.build(cfg)
-        built.full_init()
-        return built
-    except FileNotFoundError as error:
-        return Finding('missing-file', split, str(error.filename or error))
+class DatasetCheck:
+    """The look at a data set without wrappers.
 
+    Args:
+        dataset (ConfigDict): Its entry in the config.
+        split (str): Name of the split.
+        counts (ClassCounts): Gets what there is of each class.
+        workers (int): Threads that look at files.
 
-def check_coco(
-    kind: Any, dataset: ConfigDict, split: str, workers: int, decode: bool
-) -> tuple[list[Finding], list[ImageFile]]:
-    """Checks entries and images of a data set in COCO's layout."""
-    root = dataset.get('data_root') or ''
-    path = osp.join(root, dataset['ann_file'])
-    try:
-        coco = CocoFile(path)
-    except FileNotFoundError:
-        return [Finding('missing-file', split, path)], []
-    except ValueError as error:
-        return [Finding('broken-file', split, path, str(error))], []
-    classes = (dataset.get('metainfo') or {}).get('classes') or kind.METAINFO.get('classes')
-    classes = [classes] if isinstance(classes, str) else classes
-    loads = [t for t in dataset.get('pipeline', ()) if type_name(t).endswith('LoadAnnotations') and t.get('with_mask')]
-    found = list(coco.check(split, classes, all(load.get('poly2mask', True) for load in loads)))
-    folder = osp.join(root, (dataset.get('data_prefix') or {}).get('img', ''))
-    paths = [osp.join(folder, image['file_name']) for image in coco.images]
-    problems, files = look_at_all(paths, split, workers, decode)
-    for image, file in zip(coco.images, files):
-        expected = (image['width'], image['height'])
-        if file.size is not None and file.size != expected:
-            detail = f'{file.size[0]} x {file.size[1]}, the entry says {expected[0]} x {expected[1]}'
-            problems.append(Finding('size-mismatch', split, file.path, detail))
-    return found + problems, files
+    Raises:
+        UsageError: If its type is not registered.
+    """
 
+    def __init__(self, dataset: ConfigDict, split: str, counts: ClassCounts, workers: int) -> None:
+        if find_type(dataset['type'], DATASETS) is None:
+            raise UsageError(f'{dataset["type"]} is no registered data set: check custom_imports and default_scope')
+        self.split, self.counts, self.workers = split, counts, workers
+        self.metainfo = dataset.get('metainfo') or {}
+        self.loaded = LoadedDataset(dataset, split)
+        self.findings: list[Finding] = []
+        self.files: list[ImageFile] = []
 
-def check_segmentation(
-    built: Any, entries: list[dict], dataset: ConfigDict, split: str, workers: int, decode: bool
-) -> tuple[list[Finding], list[ImageFile]]:
-    """Checks images and label maps of a data set for segmentation."""
-    from mmseg.datasets.transforms import LoadAnnotations
+    def run(self, evaluator: Any, decode: bool) -> None:
+        """Looks at everything.
 
-    found, files = look_at_all([entry['img_path'] for entry in entries], split, workers, decode)
-    load = LoadAnnotations(backend_args=dataset.get('backend_args'))
-    num_classes = len(built.metainfo['classes'])
+        Args:
+            evaluator (Any): The evaluation of the split, as the config has it.
+            decode (bool): Decode all images.
+        """
+        loaded = self.loaded
+        self.findings += loaded.findings
+        if loaded.built is None:
+            return
+        self.findings += check_classes(loaded, self.metainfo)
+        loads = [t for t in loaded.transforms if getattr(t, 'with_mask', False) and isinstance(t, LoadAnnotations)]
+        coco = self.check_coco(loads, evaluator) if loaded.is_a('CocoDataset') else None
+        self.findings += loaded.failed_entries(coco.faulty if coco else ())
+        self.findings += check_samples(loaded)
+        self.findings += check_objects(loaded, bool(loads), coco is not None)
+        self.findings += check_xml(loaded)
+        self.counts.add_classes(loaded.classes)
+        self.counts.annotated |= loaded.loads_annotations and any('instances' in entry for entry in loaded.entries)
+        for entry, detail in self.counts.add_entries(loaded.classes, loaded.entries):
+            self.findings.append(Finding('label-out-of-range', self.split, name_of(entry), detail))
+        self.check_images(decode)
+        self.check_label_maps()
+        known = self.files or any('img' in entry for entry in loaded.entries[:1])
+        if not known and (loaded.entries or not hasattr(loaded.built, 'get_data_info')):
+            self.findings.append(Finding('unchecked', self.split, loaded.type))
 
-    def check(number: int) -> list[Finding]:
-        entry, image = entries[number], files[number]
-        path = entry['seg_map_path']
-        if not osp.isfile(path):
-            return [Finding('missing-label-map', split, path)]
+    def check_coco(self, loads: list, evaluator: Any) -> CocoFile | None:
+        """Checks the entries of a file in COCO's layout; returns it if it can be read."""
+        loaded, path = self.loaded, self.loaded.built.ann_file
         try:
-            labels = load({**entry, 'seg_fields': []})['gt_seg_map']
-        except Exception as error:  # of whatever library decodes it
-            return [Finding('unreadable-label-map', split, path, str(error))]
-        problems = []
-        size = labels.shape[1::-1]
-        if image.size is not None and size != image.size:
-            detail = f'{size[0]} x {size[1]}, the image has {image.size[0]} x {image.size[1]}'
-            problems.append(Finding('label-size-mismatch', split, path, detail))
-        if labels.ndim != 2:
-            detail = f'{labels.shape[2]} channels: colours instead of labels'
-            return [*problems, Finding('label-out-of-range', split, path, detail)]
-        unknown = unknown_labels(labels, num_classes, built.ignore_index)
-        if unknown:
-            detail = f'labels {list(unknown)[:5]}, there are {num_classes} classes and {built.ignore_index} to ignore'
-            problems.append(Finding('label-out-of-range', split, path, detail))
-        return problems
+            with get_local_path(path, backend_args=loaded.backend_args) as local_path:
+                coco = CocoFile(local_path)
+        except FileNotFoundError:
+            self.findings = [Finding('missing-file', self.split, path)]
+            return None
+        except ValueError as error:
+            self.findings = [Finding('broken-file', self.split, path, str(error))]
+            return None
+        crowds, with_mask = False, False
+        if self.split != 'train':
+            crowds, with_mask = read_by_evaluation(evaluator, loaded.is_a('LVISV05Dataset'))
+            self.findings += check_evaluator(evaluator, path, loaded.entries, self.split)
+        found = list(
+            coco.check(
+                self.split,
+                loaded.classes,
+                ('iscrowd',) if crowds else (),
+                bool(loads) or with_mask,
+                all(getattr(load, 'poly2mask', True) for load in loads),
+                {raw['raw_img_info']['img_id'] for raw, _ in loaded.failures} if loaded.is_there else None,
+            )
+        )
+        found += coco.check_order(self.split, loaded.classes, getattr(loaded.built, 'cat2label', {}))
+        if any(finding.level == 'error' for finding in found):  # that is what the loader stops at
+            self.findings = [finding for finding in self.findings if finding.kind != 'cannot-load']
+        self.findings += found
+        return coco
 
-    return found + [f for problems in in_parallel(check, range(len(entries)), workers) for f in problems], files
+    def check_images(self, decode: bool) -> None:
+        """Looks at the image files, and compares their sizes with those of the entries."""
+        loaded = self.loaded
+        check = ImageCheck(ImageLoader(loaded.transforms, loaded.backend_args), decode)
+        jobs = [(entry, path) for entry in loaded.entries for path in paths_of(entry)]
+        self.files = in_parallel(lambda job: check(*job), jobs, self.workers)
+        names: dict[str, dict[str, str]] = {}
+        for (entry, path), file in zip(jobs, self.files):
+            if file.problem:
+                beside = name_beside(path, names) if file.problem == 'missing-image' else ''
+                detail = f'there is {beside}' if beside else file.detail
+                self.findings.append(Finding(file.problem, self.split, path, detail))
+            expected = (entry.get('width'), entry.get('height'))
+            if file.size is not None and None not in expected and file.size != expected:
+                detail = f'{file.size[0]} x {file.size[1]}, the entry says {expected[0]} x {expected[1]}'
+                self.findings.append(Finding('size-mismatch', self.split, path, detail))
 
-
-def look_at_all(paths: list[str], split: str, workers: int, decode: bool) -> tuple[list[Finding], list[ImageFile]]:
-    """The findings of image files, and the files."""
-    files = in_parallel(lambda path: look_at_image(path, decode), paths, workers)
-    return [Finding(f.problem, split, f.path, f.detail) for f in files if f.problem], files
+    def check_label_maps(self) -> None:
+        """Looks at the label maps that the pipeline loads, and counts their pixels."""
+        check = LabelMapCheck(self.loaded)
+        files = {file.path: file for file in self.files}
+        jobs = [
+            (entry, files.get(name_of(entry)) or ImageFile(name_of(entry)))
+            for entry in self.loaded.entries
+            if check.applies(entry)
+        ]
+        self.counts.annotated |= bool(jobs)
+        for problems, pixels in in_parallel(lambda job: check(*job), jobs, self.workers):
+            self.findings += problems
+            if pixels is not None:
+                check.count(pixels, self.counts)
 
 
 def in_parallel(function: Callable, items: Sequence, workers: int) -> list:
@@ -272,7 +293,21 @@ def table(report: Report, examples: int) -> str:
     errors = sum(finding.level == 'error' for finding in report.findings)
     speed = f'{report.images / report.seconds:.0f} images/s' if report.seconds else 'no time measured'
     summary = 'no errors' if not errors else f'{errors} error{"s" if errors > 1 else ""}'
+    lines += class_table(report.classes)
     return '\n'.join([*lines, f'{report.images} images in {report.seconds:.1f} s ({speed}): {summary}'])
+
+
+def show(cfg: Config, splits: Iterable[str], folder: str) -> None:
+    """Draws samples, and says which could not be drawn."""
+    for split in splits:
+        if cfg.get(f'{split}_dataloader') is None:
+            continue
+        try:
+            files, failures = save_pictures(cfg, split, folder)
+        except Exception as error:  # of whatever data set: the findings above say more
+            print(f'{split}: no pictures: {in_words(error)}')
+            continue
+        print(f'{split}: {len(files)} pictures in {folder}', *failures, sep='\n')
 
 
 def main() -> None:
@@ -283,10 +318,17 @@ def main() -> None:
     with clear_errors(cfg):
         report = check_config_data(cfg, args.splits, args.workers, args.decode)
     print(table(report, args.examples))
+    if args.show_dir:
+        show(cfg, args.splits, args.show_dir)
     if args.json:
         try:
             findings = [{'level': finding.level, **asdict(finding)} for finding in report.findings]
-            content = dict(images=report.images, seconds=round(report.seconds, 3), findings=findings)
+            classes = {
+                counts.split: {n: dict(images=counts.images[n], amount=counts.amounts[n]) for n in counts.classes}
+                for counts in report.classes
+            }
+            seconds = round(report.seconds, 3)
+            content = dict(images=report.images, seconds=seconds, classes=classes, findings=findings)
             write_atomically(args.json, json.dumps(content, indent=1, ensure_ascii=False))
         except OSError as error:
             raise SystemExit(f'error: {args.json} cannot be written: {error.strerror}') from error
