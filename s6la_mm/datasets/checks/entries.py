@@ -60,16 +60,18 @@ def check_objects(loaded: LoadedDataset, with_mask: bool, has_coco_file: bool) -
         if 'instances' in entry and all(instance.get('ignore_flag') for instance in entry['instances']):
             yield Finding('empty-image', loaded.split, name_of(entry))
     for entry in () if has_coco_file else loaded.entries:
-        size = (entry.get('width', np.inf), entry.get('height', np.inf))
+        size = (entry.get('width') or np.inf, entry.get('height') or np.inf)
         for number, instance in enumerate(entry.get('instances', ())):
             where = f'object {number} of {name_of(entry)}'
             if with_mask and not instance.get('mask') and 'segments_info' not in entry:
                 yield Finding('missing-mask', loaded.split, where)
             # CrowdHuman's boxes of whole people, beside those of what is seen of them, may leave the image.
-            if instance.get('ignore_flag') or 'vbox' in instance or len(instance.get('bbox', ())) != 4:
+            box = list(instance.get('bbox') or ())
+            if instance.get('ignore_flag') or 'vbox' in instance or len(box) != 4:
                 continue
-            x1, y1, x2, y2 = map(float, instance['bbox'])
-            yield from check_box([x1, y1, x2 - x1, y2 - y1], size, loaded.split, where)
+            if all(isinstance(value, (int, float)) for value in box):
+                box = [*box[:2], box[2] - box[0], box[3] - box[1]]
+            yield from check_box(box, size, loaded.split, where)
 
 
 def check_xml(loaded: LoadedDataset) -> Iterator[Finding]:

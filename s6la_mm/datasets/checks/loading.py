@@ -90,6 +90,7 @@ class LoadedDataset:
                 yield Finding('cannot-load', self.split, _name_of(raw), in_words(error))
 
     def _load(self, cfg: ConfigDict) -> None:
+        self.failures.clear()
         self.built = built = _build(cfg)
         if not isinstance(built, BaseDataset):
             if hasattr(built, 'full_init'):
