@@ -18,9 +18,9 @@ from mmengine.visualization import Visualizer
 import s6la_mm  # noqa: F401  (allow-lists what checkpoints hold, also for configs that don't import it)
 from s6la_mm.common.cli import add_cfg_options, clear_errors, find_images, load_config, require_file
 from s6la_mm.common.configs import package_of
-from s6la_mm.common.errors import UsageError
+from s6la_mm.common.failures import Failures
 from s6la_mm.common.fonts import fallback_families, make_legible
-from s6la_mm.common.inference import build_visualizer, init_model, predictor
+from s6la_mm.common.inference import build_visualizer, init_model, predictor, read_image
 
 LEGEND_SIZE = 9  # points of the letters, in pictures of 100 pixels to the inch
 # The picture (height, width, RGB; uint8) of a prediction, what goes into its JSON, a label map or None.
@@ -123,7 +123,7 @@ def text_width(text: str) -> int:
     return math.ceil(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0])
 
 
-def write_results(images: list[str], draw: Callable[[str, np.ndarray], Drawn], out_dir: Path) -> None:
+def write_results(images: list[str], draw: Callable[[str, np.ndarray], Drawn], out_dir: Path) -> Failures:
     """Write ``out_dir/vis/*.png`` and ``out_dir/preds/*.json``.
 
     Args:
@@ -131,24 +131,24 @@ def write_results(images: list[str], draw: Callable[[str, np.ndarray], Drawn], o
         draw (Callable[[str, np.ndarray], Drawn]): Predicts and draws, from an image's path and its pixels.
         out_dir (Path): Made where it is missing. Images of one name from different folders get numbers.
 
-    Raises:
-        UsageError: If a file is no image.
+    Returns:
+        Failures: Of images that cannot be read, or that the model fails on.
     """
     used: set[str] = set()
+    failures = Failures()
     for path in images:
-        image = mmcv.imread(path)
-        if image is None:
-            raise UsageError(f'{path} cannot be read as an image')
-        picture, prediction, label_map = draw(path, mmcv.bgr2rgb(image))
-        name = stem = Path(path).stem
-        while name in used:
-            name = f'{stem}_{len(used)}'
-        used.add(name)
-        mmcv.imwrite(picture[..., ::-1], str(out_dir / 'vis' / f'{name}.png'))
-        mmengine.dump({'image': path, **prediction}, str(out_dir / 'preds' / f'{name}.json'))
-        if label_map is not None:
-            dtype = np.uint8 if label_map.max() < 256 else np.uint16
-            mmcv.imwrite(label_map.astype(dtype), str(out_dir / 'preds' / f'{name}.png'))
+        with failures.of(path):
+            picture, prediction, label_map = draw(path, read_image(path))
+            name = stem = Path(path).stem
+            while name in used:
+                name = f'{stem}_{len(used)}'
+            used.add(name)
+            mmcv.imwrite(picture[..., ::-1], str(out_dir / 'vis' / f'{name}.png'))
+            mmengine.dump({'image': path, **prediction}, str(out_dir / 'preds' / f'{name}.json'))
+            if label_map is not None:
+                dtype = np.uint8 if label_map.max() < 256 else np.uint16
+                mmcv.imwrite(label_map.astype(dtype), str(out_dir / 'preds' / f'{name}.png'))
+    return failures
 
 
 def main() -> None:
@@ -164,8 +164,9 @@ def main() -> None:
         predict = predictor(cfg, model)
         visualizer = build_visualizer(cfg, model.dataset_meta)
         describe = dict(mmdet=draw_boxes, mmseg=draw_classes_of_pixels, mmpretrain=draw_class)[package_of(cfg)]
-        write_results(images, lambda path, image: describe(visualizer, image, predict(path), args), out_dir)
-    print(f'{len(images)} image(s): pictures in {out_dir / "vis"}, predictions in {out_dir / "preds"}')
+        failures = write_results(images, lambda path, image: describe(visualizer, image, predict(path), args), out_dir)
+    print(f'{failures.succeeded} image(s): pictures in {out_dir / "vis"}, predictions in {out_dir / "preds"}')
+    failures.end()
 
 
 if __name__ == '__main__':

@@ -12,7 +12,7 @@ def read_entries(work_dir: str) -> list[list[dict]]:
 
     Args:
         work_dir (str): With ``<time>/vis_data/scalars.json``, one JSON object a line; the last line of a run that was
-            killed may be cut off, and is left out then.
+            killed may be cut off, and is left out then, as is what is no entry.
 
     Returns:
         list[list[dict]]: The entries of each run, in the order of their starts.
@@ -20,12 +20,14 @@ def read_entries(work_dir: str) -> list[list[dict]]:
     runs = []
     for path in sorted(glob(osp.join(escape(str(work_dir)), '*', 'vis_data', 'scalars.json'))):
         entries = []
-        with open(path, encoding='utf-8') as file:
+        with open(path, encoding='utf-8', errors='replace') as file:
             for line in file:
                 try:
-                    entries.append(json.loads(line))
+                    entry = json.loads(line)
                 except json.JSONDecodeError:
                     continue
+                if isinstance(entry, dict) and 'step' in entry:
+                    entries.append(entry)
         runs.append(entries)
     return runs
 

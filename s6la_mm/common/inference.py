@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import copy
+import os.path as osp
+import re
 import time
 from collections.abc import Callable
 
+import cv2
+import mmcv
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, default_collate, pseudo_collate
@@ -13,6 +18,7 @@ from mmengine.device import get_device
 from mmengine.registry import VISUALIZERS
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
+from PIL import Image
 from torch import nn
 
 from ..checkpoint.reading import weights_only
@@ -76,6 +82,35 @@ def predictor(cfg: Config, model: nn.Module) -> Callable[[str], BaseDataElement]
             return model.test_step(collate([pipeline(dict(img_path=path, img_id=0))]))[0]
 
     return predict
+
+
+def read_image(path: str) -> np.ndarray:
+    """Reads an image file as mmcv loads it.
+
+    Args:
+        path (str): The file.
+
+    Returns:
+        np.ndarray: (height, width, 3), RGB, uint8.
+
+    Raises:
+        UsageError: If it is no image, or not all of one: OpenCV makes up for a missing end with grey.
+    """
+    if osp.isdir(path):
+        raise UsageError(f'{path} is a folder, not an image')
+    try:
+        image = mmcv.imread(path, channel_order='rgb')
+    except (OSError, cv2.error) as error:
+        raise UsageError(f'{path} cannot be read as an image ({getattr(error, "strerror", None) or error})') from error
+    if image is None:
+        raise UsageError(f'{path} cannot be read as an image')
+    try:
+        with Image.open(path) as again:
+            again.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if re.search('truncated|broken', str(error), re.I):  # else a kind of file that Pillow does not know
+            raise UsageError(f'{path} is damaged: {error}') from error
+    return image
 
 
 def build_visualizer(cfg: Config, dataset_meta: dict) -> Visualizer:

@@ -271,8 +271,11 @@ class Run:
                 )
 
     def outcome(self) -> dict | None:
-        """How it ended, None if it did not."""
-        here = read_json(self._outcome_path)
+        """How it ended, None if it did not; a damaged note counts as a failure, which ``--retry`` trains again."""
+        try:
+            here = read_json(self._outcome_path)
+        except UsageError as error:
+            return dict(status='failed', reason=str(error))
         return dict(status=self.earlier.status) if here is None and self.earlier else here
 
     def write_outcome(self, status: str, reason: str = '', trained_on: str = '') -> None:
@@ -287,9 +290,12 @@ class Run:
 
     def progress(self, metric: str) -> Progress:
         """What its files say, or an earlier report where they are not there."""
-        if self.earlier and read_json(self._outcome_path) is None:
+        if self.earlier and not osp.exists(self._outcome_path):
             return self.earlier
-        evaluations = {int(k): v for k, v in (read_json(osp.join(self.folder, 'evaluations.json')) or {}).items()}
+        try:
+            evaluations = {int(k): v for k, v in (read_json(osp.join(self.folder, 'evaluations.json')) or {}).items()}
+        except UsageError as error:  # one run's file does not spoil the report of all
+            return Progress('failed', 0, None, {}, {}, str(error))
         curve = {step: numbers[metric] for step, numbers in evaluations.items() if metric in numbers}
         losses = dict(read_losses(self.folder))
         iteration = max([*evaluations, *losses, 0])

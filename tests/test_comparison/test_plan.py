@@ -246,6 +246,11 @@ def test_a_finished_run_without_the_metric_has_failed(plan_file, tmp_path):
     assert progress.reason == 'the last evaluation did not give mIoU'
     (run.folder / 'evaluations.json').unlink()
     assert run.progress('mIoU').status == 'failed'
+    for name in ('evaluations.json', 'outcome.json'):  # damaged, they spoil the figures of this run only
+        (run.folder / name).write_text('{"2": {"mI')
+        progress = run.progress('mIoU')
+        assert progress.status == 'failed' and f'{name} is damaged' in progress.reason
+        (run.folder / name).unlink()
 
 
 def test_settings_of_a_run(plan_file, tmp_path):

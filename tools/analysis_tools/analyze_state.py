@@ -11,7 +11,6 @@ import matplotlib
 
 matplotlib.use('Agg')  # no display needed; before pyplot
 
-import mmcv
 import numpy as np
 import torch
 from matplotlib import pyplot as plt
@@ -21,8 +20,10 @@ from s6la_mm.analysis.page import write_page
 from s6la_mm.analysis.state import StateAnalysis
 from s6la_mm.common.cli import add_cfg_options, clear_errors, find_images, load_config, require_file, require_writable
 from s6la_mm.common.configs import package_of
+from s6la_mm.common.failures import Failures
 from s6la_mm.common.files import write_atomically
-from s6la_mm.common.inference import init_model, predictor
+from s6la_mm.common.fonts import make_figure_legible
+from s6la_mm.common.inference import init_model, predictor, read_image
 
 FIGURES = {
     'decay.png': (
@@ -108,6 +109,7 @@ def write_state_page(
 
 def save(figure: plt.Figure, path: str) -> None:
     """Writes a figure and closes it."""
+    make_figure_legible(figure)
     figure.savefig(path, dpi=90)
     plt.close(figure)
 
@@ -213,15 +215,19 @@ def main() -> None:
         model = init_model(cfg, args.checkpoint, args.device)
         predict = predictor(cfg, model)
         analysis = StateAnalysis(model.backbone)
-    maps = []
-    for number, path in enumerate(images):
-        with analysis.watching():
-            predict(path)
-        if number < args.maps:
+    maps: list[tuple[str, np.ndarray, dict[int, torch.Tensor]]] = []
+    failures = Failures()
+    for path in images:
+        with failures.of(path):
+            pixels = read_image(path)
+            with analysis.watching():
+                predict(path)
             last = {write.cell: index for index, write in enumerate(analysis.writes)}  # of each stage
             states = {index: analysis.writes[index].map for index in last.values()}
-            if None not in states.values():
-                maps.append((path, mmcv.imread(path, channel_order='rgb'), states))
+            if len(maps) < args.maps and None not in states.values():
+                maps.append((path, pixels, states))
+    if not failures.succeeded:
+        failures.end()
     title = f'The state of {osp.splitext(osp.basename(args.config))[0]}'
     page = write_state_page(analysis, maps, title, args.checkpoint, args.out_dir)
     summary = analysis.summary()
@@ -233,6 +239,7 @@ def main() -> None:
         )
     print('reads: ' + ', '.join(f'{read["share"]:.3f}' for read in summary['reads']))
     print(f'Page: {page}')
+    failures.end()
 
 
 if __name__ == '__main__':

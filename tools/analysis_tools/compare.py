@@ -288,7 +288,10 @@ def report(plan: Plan, runs: Sequence[Run], args: argparse.Namespace) -> str:
     """Writes the report, and measures what it lacks once all runs have ended or a report is all that is wanted."""
     anew = re.sub(r' --report-only| --shard[ =]\S+', '', shlex.join(sys.argv))
     path = osp.join(args.out, 'costs.json')
-    costs = read_json(path)
+    try:
+        costs = read_json(path)
+    except UsageError:  # damaged: measured anew
+        costs = None
     if costs and costs.get('plan') != costs_key(plan):
         costs = None  # of the plan as it was
     tables = write_report(plan, runs, costs, args.report, anew)

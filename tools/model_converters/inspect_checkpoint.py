@@ -14,17 +14,21 @@ from s6la_mm.checkpoint import read_weights
 from s6la_mm.checkpoint.layouts import find_layout
 from s6la_mm.checkpoint.matching import shortened
 from s6la_mm.common.cli import checkpoint_errors
+from s6la_mm.common.failures import Failures
 from s6la_mm.conversion.convert import guess_architectures
 
 
 def parse_args() -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('file', metavar='FILE', help='file, URL or torchvision://resnet50')
+    parser.add_argument('files', nargs='+', metavar='FILE', help='files, URLs or torchvision://resnet50')
     parser.add_argument('--diff', metavar='OTHER', help='compare with this one')
     parser.add_argument('--ema', action='store_true', help='look at the exponential moving average')
-    parser.add_argument('--json', action='store_true', help='print everything as JSON')
-    return parser.parse_args()
+    parser.add_argument('--json', action='store_true', help='print everything as JSON, one line a file')
+    args = parser.parse_args()
+    if args.diff and len(args.files) > 1:
+        parser.error('--diff compares one FILE with OTHER')
+    return args
 
 
 def describe(source: str, *, ema: bool = False) -> dict[str, Any]:
@@ -175,14 +179,19 @@ def print_comparison(content: dict, first: str, second: str) -> None:
 def main() -> None:
     """Looks and prints."""
     args = parse_args()
-    with checkpoint_errors():
-        content = compare(args.file, args.diff, ema=args.ema) if args.diff else describe(args.file, ema=args.ema)
-    if args.json:
-        print(json.dumps(content, default=str))
-    elif args.diff:
-        print_comparison(content, args.file, args.diff)
-    else:
-        print_description(content)
+    failures = Failures()
+    for path in args.files:
+        with failures.of(path), checkpoint_errors():
+            content = compare(path, args.diff, ema=args.ema) if args.diff else describe(path, ema=args.ema)
+            if len(args.files) > 1 and not args.json:
+                print(f'\n{path}')
+            if args.json:
+                print(json.dumps(content, default=str))
+            elif args.diff:
+                print_comparison(content, path, args.diff)
+            else:
+                print_description(content)
+    failures.end()
 
 
 if __name__ == '__main__':
