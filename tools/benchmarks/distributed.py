@@ -1,7 +1,6 @@
 """Training throughput, communication, memory and scaling efficiency over 1 to K processes, with S6LA and without.
 
-On the CPU the processes work together through gloo and share the cores, each with its part of the threads; on GPUs
-through NCCL, one each.
+On the CPU the processes work together through gloo and share the cores and threads; on GPUs through NCCL, one each.
 
 S6LA and the plain network, with and without synchronised gradients, alternate in the same processes, so that their
 ratios are paired by round. Process counts are measured one after the other.
@@ -50,8 +49,7 @@ from s6la_mm.config_types import type_name
 from s6la_mm.engine.cpu import init_cpu_process_group
 
 S6LA, PLAIN = 'S6LA', 'plain'
-# Height and width by scope, where the data set is not there.
-RANDOM_SHAPES = dict(mmdet=(800, 1344), mmseg=(512, 512))
+RANDOM_SHAPES = dict(mmdet=(800, 1344), mmseg=(512, 512))  # height and width by scope, without the data set
 
 
 def parse_args() -> argparse.Namespace:
@@ -217,8 +215,7 @@ def make_batches(cfg: Config, model: nn.Module, job: Job) -> tuple[Iterator[dict
         except FileNotFoundError:
             shape = RANDOM_SHAPES.get(scope, RANDOM_SHAPES['mmdet'])
         else:
-            kind = type_name(cfg.train_dataloader.dataset)
-            return endless(loader), f'{kind}, {loader.num_workers} workers per process'
+            return endless(loader), f'{type_name(cfg.train_dataloader.dataset)}, {loader.num_workers} workers a process'
     samples = random_batch(scope, model, job.batch, (shape[0], shape[1]), channels=input_channels(cfg.model))
     return iter(lambda: copy.deepcopy(samples), None), f'random images of {shape[0]} × {shape[1]}'
 
