@@ -124,7 +124,7 @@ def test_data_of_the_config(one_process, tmp_path, monkeypatch):
         'train_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(generator=generator))\n'
     )
     result = distributed.measure_training(JOB._replace(config=str(config), shape=None), str(tmp_path))
-    assert result['data'] == 'ShapesDataset, 0 workers per process'
+    assert result['data'] == 'ShapesDataset, 0 workers a process'
     assert 0 < result['waits']['S6LA'] < max(result['times']['S6LA']['synchronised'])
 
 
