@@ -2,7 +2,7 @@
 """Writes model-index.yml and the metafile of each config folder, by which `mim` and mmengine find configs by name.
 
 They say what a config trains and on what. Results and weights are added by hand where a training has finished: entries
-that are there are kept.
+that are there are kept. Until then words are in the place of the weights: `mim download` wants an entry and shows it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+NO_WEIGHTS = 'no weights are published yet'
 PAPER = 'https://arxiv.org/abs/2502.10463'
 # What a config's name says of its data; the first that fits.
 DATA = {
@@ -70,7 +71,8 @@ def metafile(folder: str, before: dict) -> dict:
                 'In Collection': collection,
                 'Config': f'configs/{folder}/{path.name}',
                 'Metadata': {'Training Data': data, 'Task': task},
-                **{key: old[key] for key in ('Results', 'Weights') if key in old},
+                **({'Results': old['Results']} if 'Results' in old else {}),
+                'Weights': old.get('Weights', NO_WEIGHTS),
             }
         )
     return dict(Collections=[dict(Name=collection, Paper=PAPER, README='docs/model_zoo.md')], Models=models)
