@@ -43,7 +43,7 @@ def package_of(cfg: Config) -> str | None:
 
 def _packages_used(cfg: Config) -> Iterator[str]:
     loaders = [cfg.get(f'{split}_dataloader') for split in ('train', 'val', 'test')]
-    datasets = [dataset for loader in loaders if loader for dataset in datasets_of(loader['dataset'])]
+    datasets = [part for loader in loaders if isinstance(loader, dict) for part in datasets_of(loader['dataset'])]
     for registry, part in [(MODELS, cfg.get('model')), *((DATASETS, dataset) for dataset in datasets)]:
         kind = (part or {}).get('type')
         names = [kind] if isinstance(kind, str) else []
