@@ -13,6 +13,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, MODELS
 from mmengine.structures import BaseDataElement
 
+from ...common.configs import package_of
 from ...common.inference import build_visualizer
 from .image_files import ImageLoader
 from .loading import flat
@@ -101,7 +102,7 @@ def _build_preprocessor(cfg: Config) -> Any:
     options = cfg.get('model', {}).get('data_preprocessor') or cfg.get('data_preprocessor')
     if not options:
         return None
-    default = 'ClsDataPreprocessor' if cfg.get('default_scope') == 'mmpretrain' else 'BaseDataPreprocessor'
+    default = 'ClsDataPreprocessor' if package_of(cfg) == 'mmpretrain' else 'BaseDataPreprocessor'
     return MODELS.build(ConfigDict(dict(type=default), **options)).eval()
 
 
