@@ -58,7 +58,7 @@ def _mismatches(model: nn.Module, info: Mapping[str, Any]) -> Iterator[tuple[str
         return
     is_panoptic = 'thing_classes' in info
     for path, module in model.named_modules():
-        parts = [part for part in path.split('.') if not part.isdigit()]
+        parts = [part for part in path.split('.') if not part.isdigit() and not part.startswith('_')]  # FSDP's
         mixes = getattr(module, 'batch_augments', None) is not None  # mmpretrain's Mixup: a column for each class
         if not parts or not (parts[-1].endswith('head') or mixes):
             continue
@@ -71,7 +71,7 @@ def _mismatches(model: nn.Module, info: Mapping[str, Any]) -> Iterator[tuple[str
         else:
             wanted = dict(num_classes=info['thing_classes'] if is_panoptic else info['classes'])
         for key, names in wanted.items():
-            number = getattr(module, key, None)
+            number = vars(module).get(key)  # what is the same for all of a class is no option
             if isinstance(number, int) and number != len(names):
                 yield path, key, number, names
 

@@ -108,7 +108,7 @@ def test_check_config_names_parameters_without_a_gradient_and_a_decayed_state(re
     assert re.search(r'weight decay pulls on \d+ parameters of the state: .*A_log', result.stderr)
 
 
-@pytest.mark.parametrize('tool', ['train.py', 'misc/check_config.py'])
+@pytest.mark.parametrize('tool', ['train.py', pytest.param('misc/check_config.py', marks=pytest.mark.nightly)])
 def test_classes_of_the_head_are_those_of_the_data(tool, retinanet, tmp_path):
     options = ('--work-dir', tmp_path, '--cfg-options', 'model.bbox_head.num_classes=7')
     result = call(tool, retinanet['config'], *options, **retinanet['data'])
