@@ -15,11 +15,11 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from s6la_mm.backbones.families import FAMILIES
+from s6la_mm.common.cli import DATA_ROOTS
 
 ROOT = Path(__file__).parents[1] / 'configs'
 CONFIGS = sorted(p for p in ROOT.rglob('*.py') if not {'_base_', 'comparisons'} & set(p.parts))
-DATA = ('COCO', 'VOC', 'LVIS', 'CITYSCAPES', 'ADE20K', 'CAMVID', 'IMAGENET', 'S6LA_SHAPES')
-ROOT_VARIABLES = tuple(f'{name}_ROOT' for name in DATA)
+ROOT_VARIABLES = (*DATA_ROOTS, 'S6LA_SHAPES_ROOT')
 SHAPES = [[3, 64, 96], [3, 61, 80]]
 
 

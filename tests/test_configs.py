@@ -18,6 +18,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS
 
 from s6la_mm import datasets
+from s6la_mm.common.configs import datasets_of
 from s6la_mm.engine import make_resumable
 from s6la_mm.optim import undecayed_parameters
 
@@ -138,18 +139,12 @@ def values_of(cfg, key):
 @pytest.mark.parametrize('path', CONFIGS, ids=IDS)
 def test_heads_have_the_classes_of_the_data(path):
     cfg = parse(path)
-    kinds = {part.type for part in parts_of(cfg.train_dataloader)}
+    kinds = {part.type for part in datasets_of(cfg.train_dataloader.dataset)}
     with DATASETS.switch_scope_and_registry(cfg.default_scope) as registry:
         classes = {len((getattr(datasets, kind, None) or registry.get(kind)).METAINFO['classes']) for kind in kinds}
     things, stuff = (values_of(cfg.model, f'num_{kind}_classes') for kind in ('things', 'stuff'))
     heads = [sum(pair) for pair in zip(things, stuff)] or values_of(cfg.model, 'num_classes')
     assert set(heads) == classes
-
-
-def parts_of(cfg):
-    """The data sets that a data loader or a wrapper of data sets holds."""
-    inner = cfg.get('datasets') or [cfg['dataset']] if 'dataset' in cfg or 'datasets' in cfg else []
-    return [leaf for part in inner for leaf in parts_of(part)] or [cfg]
 
 
 @pytest.mark.parametrize('name', DEFAULT_ROOTS)
@@ -158,7 +153,7 @@ def test_data_root_default(name, monkeypatch):
         monkeypatch.delenv(variable, raising=False)
     cfg = Config.fromfile(ROOT / name)
     for loader in (cfg.train_dataloader, cfg.test_dataloader):
-        assert {part.data_root for part in parts_of(loader)} == {DEFAULT_ROOTS[name]}
+        assert {part.data_root for part in datasets_of(loader.dataset)} == {DEFAULT_ROOTS[name]}
     files = values_of(cfg.test_evaluator, 'ann_file')
     assert all(file.startswith(f'{DEFAULT_ROOTS[name]}annotations/') for file in files)
 
@@ -177,7 +172,7 @@ def test_recipe_is_upstreams(name, tmp_path):
     for cfg in (ours, theirs):
         cfg['model'].pop('pretrained', None)
         cfg['train_cfg'].setdefault('val_interval', 1)
-        for part in parts_of(cfg['train_dataloader']):
+        for part in datasets_of(cfg['train_dataloader']['dataset']):
             part.pop('data_root')
     backbones = [cfg['model'].pop('backbone') for cfg in (ours, theirs)]
     assert backbones[0].get('drop_path_rate') == backbones[1].get('drop_path_rate')
@@ -262,6 +257,44 @@ def test_the_state_alone_is_spared_from_weight_decay(path):
     assert found == expected
 
 
+@pytest.mark.parametrize(
+    'name',
+    [
+        'mask2former/mask2former_s6la-swin-t_8xb2-lsj-50e_coco.py',
+        'mask2former/mask2former_s6la-swin-t_8xb2-160k_ade20k-512x512.py',
+        'segformer/segformer_s6la-swin-t_8xb2-160k_ade20k-512x512.py',
+    ],
+)
+def test_norms_and_positions_of_swin_do_not_decay(name):
+    """Upstream's keys are for another Swin, whose parameters have the same names."""
+    cfg = parse(ROOT / name)
+    model = build_without_memory(cfg)
+    found = settings(model, cfg)
+    spared = re.compile(r'norm|relative_position_bias_table|A_log|dt_bias|initial_state')
+    base, keys = cfg.optim_wrapper.optimizer, cfg.optim_wrapper.paramwise_cfg.custom_keys
+    for key, parameter in model.backbone.named_parameters():
+        group = found[id(parameter)]
+        assert group['weight_decay'] == (0.0 if spared.search(key) else base.weight_decay), key
+        assert group['lr'] == pytest.approx(base.lr * keys.get('backbone', {}).get('lr_mult', 1.0)), key
+
+
+def test_the_state_learns_as_fast_as_the_heads_where_it_is_asked_to():
+    """With the keys that the model zoo names."""
+    cfg = parse(ROOT / 'dino/dino-4scale_s6la-r50_8xb2-12e_coco.py')
+    page = (ROOT.parent / 'docs/model_zoo.md').read_text()
+    keys = ('backbone.cells', 'backbone.initial_state', 'read.weight')
+    assert all(f"`'{key}'`" in page for key in keys)
+    cfg.optim_wrapper.paramwise_cfg.custom_keys.update({key: dict(lr_mult=1.0) for key in keys})
+    model = build_without_memory(cfg)
+    found = settings(model, cfg)
+    rates = {name: found[id(p)]['lr'] for name, p in model.named_parameters() if p.requires_grad}
+    fast = {name for name, rate in rates.items() if rate == cfg.optim_wrapper.optimizer.lr}
+    assert {name for name in fast if name.startswith('backbone.')} == {
+        name for name in rates if re.search(r'\.(cells|initial_state|read)\b', name)
+    }
+    assert {name for name in rates if not name.startswith('backbone.')} <= fast
+
+
 def settings(model, cfg):
     """What the config's optimizer does with each parameter that learns."""
     groups = build_optimizer(model, cfg).optimizer.param_groups
@@ -291,3 +324,22 @@ def test_heads_take_the_features_of_a_larger_network(path):
 def test_train_step_and_prediction(path):
     cfg, model, _ = train_step(path)
     check_prediction(cfg, model)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    'name',
+    [
+        'atss/atss_s6la-r50_fpn_1x_coco.py',
+        'deformable_detr/deformable-detr-refine-twostage_s6la-r50_16xb2-50e_coco.py',
+        'dino/dino-4scale_s6la-r50_8xb2-12e_coco.py',
+        'mask2former/mask2former_s6la-swin-t_8xb2-lsj-50e_coco-panoptic.py',
+        'mask2former/mask2former_s6la-r50_8xb2-160k_ade20k-512x512.py',
+        'segformer/segformer_s6la-swin-t_8xb2-160k_ade20k-512x512.py',
+    ],
+)
+def test_train_step_in_mixed_precision(name):
+    """In bfloat16, which has the range that a random network needs; mmcv's RoIAlign is not made for it."""
+    with torch.autocast('cpu', torch.bfloat16):
+        cfg, model, _ = train_step(ROOT / name)
+        check_prediction(cfg, model)

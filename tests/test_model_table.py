@@ -27,10 +27,26 @@ def test_table_is_true(name):
     assert TOOL['table']([ROWS[name]])[-1] in DOCUMENT.splitlines()
 
 
+def titles(begin, end):
+    """Of the rows of the table between two marks."""
+    lines = DOCUMENT.partition(TOOL[begin])[2].partition(TOOL[end])[0].splitlines()
+    return [line.split(' | ')[0][2:] for line in lines if line.startswith('| ') and ' M |' in line]
+
+
 def test_document_has_every_row_once():
-    assert [line.split(' | ')[0][2:] for line in DOCUMENT.splitlines() if line.startswith('| ') and ' M |' in line] == [
-        *ROWS
-    ]
+    assert titles('BEGIN', 'END') == [*ROWS]
+    assert titles('BEGIN_CONFIGS', 'END_CONFIGS') == [*TOOL['CONFIGS'].values()]
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'segformer/segformer_s6la-pvtv2-b0_8xb2-160k_ade20k-512x512',
+        *(pytest.param(name, marks=pytest.mark.nightly) for name in TOOL['CONFIGS'] if 'pvtv2' not in name),
+    ],
+)
+def test_table_of_configs_is_true(name):
+    assert TOOL['config_table']([name])[-1] in DOCUMENT.splitlines()
 
 
 def test_counts_of_known_networks():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from mmengine.config import ConfigDict
 from torch import nn
 
 from ..compat import flop_counter_mode, unfused_attention
@@ -12,18 +15,28 @@ from ..layers import STATE_LAYERS
 def _run_model(model: nn.Module, height: int, width: int, channels: int) -> None:
     """One forward pass of one image; two-stage detectors go through their heads with random proposals."""
     inputs = torch.rand(1, channels, height, width)
-    data_samples = None
-    if hasattr(model, 'rpn_head'):  # a two-stage detector asks where the image ends
-        from mmdet.structures import DetDataSample
-
-        shape = (height, width)
-        data_samples = [
-            DetDataSample(
-                metainfo=dict(img_shape=shape, ori_shape=shape, batch_input_shape=shape, scale_factor=(1.0, 1.0))
-            )
-        ]
+    data_samples, mode = None, 'tensor'
+    if any(hasattr(model, name) for name in ('rpn_head', 'encoder')):
+        data_samples = [_without_objects((height, width))]
+    proposals = getattr(getattr(model, 'rpn_head', None), 'init_proposal_bboxes', None)
+    if proposals is not None:  # those that Sparse R-CNN learns have no size before their initialisation
+        nn.init.constant_(proposals.weight, 0.5)
+    if hasattr(model, 'encode_decode'):  # a segmentor: heads of detectors in it want what it hands over in predictions
+        model.test_cfg, mode = ConfigDict(model.test_cfg, mode='whole'), 'predict'
     with torch.no_grad():
-        model(inputs, data_samples, mode='tensor')
+        model(inputs, data_samples, mode=mode)
+
+
+def _without_objects(shape: tuple[int, int]) -> Any:
+    """Tells a detector with two stages or a transformer where the image ends; Sparse R-CNN matches objects, too."""
+    from mmdet.structures import DetDataSample
+    from mmengine.structures import InstanceData
+
+    sample = DetDataSample(
+        metainfo=dict(img_shape=shape, ori_shape=shape, batch_input_shape=shape, scale_factor=(1.0, 1.0))
+    )
+    sample.gt_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
+    return sample
 
 
 def count_flops(model: nn.Module, height: int, width: int, channels: int = 3) -> list[tuple[str, int, int]]:

@@ -28,6 +28,9 @@ IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 # The environment variables of configs/_base_: where the data is if they are not set, and what is there.
 DATA_ROOTS = {
     'COCO_ROOT': ('data/coco', 'annotations/, train2017/ and val2017/'),
+    'VOC_ROOT': ('data/VOCdevkit', 'VOC2007/ and VOC2012/'),
+    'LVIS_ROOT': ('data/lvis_v1', 'annotations/, train2017/ and val2017/'),
+    'CITYSCAPES_ROOT': ('data/cityscapes', 'leftImg8bit/, gtFine/ and, for detectors, annotations/'),
     'ADE20K_ROOT': ('data/ade/ADEChallengeData2016', 'images/ and annotations/'),
     'CAMVID_ROOT': ('data/camvid', 'images/ and annotations/'),
     'IMAGENET_ROOT': ('data/imagenet', 'train/ and val/'),
@@ -181,8 +184,8 @@ def clear_errors(cfg: Config | None = None) -> Iterator[None]:
     """Turn the mistakes that users make most into one message and exit status 1.
 
     A missing config, checkpoint, annotation or image file (also one that a DataLoader worker missed) is
-    reported with its path and what to set; a name that is in no registry with the ``custom_imports`` line.
-    Everything else passes.
+    reported with its path and what to set; a name that is in no registry with the ``custom_imports`` line; a
+    package that a data set or metric wants with how to install it. Everything else passes.
 
     Args:
         cfg (Config, optional): The config, once it is known: its keys are named in the message.
@@ -192,7 +195,7 @@ def clear_errors(cfg: Config | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except (FileNotFoundError, AssertionError, KeyError, ValueError, ImportError, ConfigParsingError) as error:
+    except (FileNotFoundError, AssertionError, KeyError, ValueError, ImportError, RuntimeError) as error:
         message = explain(error, cfg)
         if message is None:
             raise
@@ -225,6 +228,8 @@ def explain(error: BaseException, cfg: Config | None = None) -> str | None:
             "    custom_imports = dict(imports=['s6la_mm'], allow_failed_imports=False)\n"
             f"to the config; else check the spelling of type={name!r} and the config's default_scope."
         )
+    if isinstance(error, (ImportError, RuntimeError)) and 'pip install' in text:
+        return ' '.join(text.split())  # upstream's, of lvis, panopticapi, cityscapesscripts …
     if isinstance(error, (ImportError, ConfigParsingError)):
         is_mistake = isinstance(error, ConfigParsingError) or text.startswith('Failed to import')  # mmengine's words
         return text.partition('\n')[0] if is_mistake else None

@@ -205,7 +205,7 @@ def random_batch(
 
     Args:
         scope (str): ``'mmdet'``, ``'mmseg'`` or ``'mmpretrain'``; others raise a UsageError, as do detectors without a
-            ``bbox_head``.
+            ``bbox_head`` or a ``panoptic_head``.
         model (nn.Module): The model, wrapped or not, whose classes and masks are asked for.
         batch (int): Images.
         shape (tuple[int, int]): Height and width.
@@ -236,18 +236,25 @@ def random_batch(
 def _random_detections(model: nn.Module, batch: int, image_shape: tuple[int, int, int], objects: int) -> dict:
     from mmdet.structures.mask import BitmapMasks
     from mmdet.testing import demo_mm_inputs
+    from mmengine.structures import PixelData
 
-    head = getattr(model, 'bbox_head', None) or getattr(getattr(model, 'roi_head', None), 'bbox_head', None)
+    heads = [getattr(part, 'bbox_head', None) for part in (model, getattr(model, 'roi_head', None))]
+    heads.append(getattr(model, 'panoptic_head', None))
+    head = next((head for head in heads if head is not None), None)
     if head is None:
-        raise UsageError(f'random images are made for detectors with a bbox_head, which {type(model).__name__} has not')
+        name = type(model).__name__
+        raise UsageError(
+            f'random images are made for detectors with a bbox_head or panoptic_head, which {name} has not'
+        )
     head = head[0] if isinstance(head, nn.ModuleList) else head
-    with_mask = hasattr(model, 'roi_head') and model.roi_head.with_mask
+    things = getattr(head, 'num_things_classes', head.num_classes)
+    with_mask = hasattr(model, 'panoptic_head') or (hasattr(model, 'roi_head') and model.roi_head.with_mask)
     drawn = min(objects, 8)  # masks are slow to draw: more objects are the same ones again
     result = demo_mm_inputs(
         batch,
         image_shapes=[image_shape] * batch,
         num_items=[drawn] * batch,
-        num_classes=head.num_classes,
+        num_classes=things,
         with_mask=with_mask,
     )
     again = torch.arange(objects) % drawn
@@ -257,4 +264,7 @@ def _random_detections(model: nn.Module, batch: int, image_shape: tuple[int, int
         if with_mask:
             values['masks'] = BitmapMasks(instances.masks.masks.astype('uint8')[again.numpy()], *image_shape[1:])
         sample.gt_instances = type(instances)(**values)
+        if getattr(head, 'num_stuff_classes', 0):
+            stuff = torch.randint(things, head.num_classes, (1, *image_shape[1:]))
+            sample.gt_sem_seg = PixelData(sem_seg=stuff)
     return result

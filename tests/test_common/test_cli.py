@@ -6,10 +6,10 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-from s6la_mm.common.cli import clear_errors, explain, load_config
+from s6la_mm.common.cli import DATA_ROOTS, clear_errors, explain, load_config
 
 
-@pytest.mark.parametrize('variable', ['COCO_ROOT', 'ADE20K_ROOT', 'CAMVID_ROOT', 'IMAGENET_ROOT'])
+@pytest.mark.parametrize('variable', DATA_ROOTS)
 def test_explain_names_the_variable_of_the_data(variable, monkeypatch):
     monkeypatch.setenv(variable, '/data/set')
     error = FileNotFoundError(2, 'No such file or directory', '/data/set/annotations/instances_train2017.json')
@@ -23,9 +23,17 @@ def test_unknown_type_gets_the_custom_imports_line():
         MODELS.build(dict(type='S6LANothing'))
 
 
-def test_other_errors_pass():
-    with pytest.raises(KeyError), clear_errors():
-        raise KeyError('something else')
+@pytest.mark.parametrize('kind', [KeyError, RuntimeError, ImportError])
+def test_other_errors_pass(kind):
+    with pytest.raises(kind), clear_errors():
+        raise kind('something else')
+
+
+@pytest.mark.parametrize('kind', [RuntimeError, ImportError])
+def test_a_package_that_is_missing_is_one_sentence(kind):
+    """As mmdet asks for lvis and panopticapi, on several lines."""
+    with pytest.raises(SystemExit, match=r'^error: lvis is not installed: run "pip install lvis"$'), clear_errors():
+        raise kind('lvis is not installed: run\n    "pip install lvis"')
 
 
 def test_work_dir_rule(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
@@ -57,8 +59,17 @@ def test_downloads_are_removed():
 def test_random_images_of_other_tasks():
     with pytest.raises(UsageError, match="not for default_scope='mmpose'"):
         random_batch('mmpose', nn.Identity(), 1, (32, 32))
-    with pytest.raises(UsageError, match='a bbox_head, which Identity has not'):
+    with pytest.raises(UsageError, match='a bbox_head or panoptic_head, which Identity has not'):
         random_batch('mmdet', nn.Identity(), 1, (32, 32))
+
+
+def test_random_images_with_stuff():
+    """What Mask2Former's head for panoptic segmentation takes: a mask for each thing, a map of the stuff."""
+    model = nn.Module()
+    model.panoptic_head = SimpleNamespace(num_things_classes=2, num_stuff_classes=3, num_classes=5)
+    (sample,) = random_batch('mmdet', model, 1, (16, 24), objects=9)['data_samples']
+    assert sample.gt_instances.masks.masks.shape == (9, 16, 24) and sample.gt_instances.labels.max() < 2
+    assert set(sample.gt_sem_seg.sem_seg.unique().tolist()) == {2, 3, 4}
 
 
 def test_random_images_with_classes():

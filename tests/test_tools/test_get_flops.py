@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from config_steps import build, parse
 from mmengine.config import Config
 from tool_runner import ROOT, call, check
 
@@ -44,6 +45,25 @@ def test_get_flops_of_a_transformer():
     # Per block W_Δ and W_B of the summary token, and every token's read: W_C and the product with the state.
     update = 3 * (32 * 32 + 32 * 4 + 2 * tokens * 32 * 4)
     assert 0 <= state[1] - update <= 3 * 8 * 32 * 4
+
+
+@pytest.mark.parametrize(
+    ('name', 'parts'),
+    [
+        ('dino/dino-4scale_s6la-r50_8xb2-12e_coco.py', ['neck', 'encoder', 'decoder', 'memory_trans_fc']),
+        ('sparse_rcnn/sparse-rcnn_s6la-r50_fpn_1x_coco.py', ['neck', 'roi_head']),
+        ('mask2former/mask2former_s6la-r50_8xb2-160k_ade20k-512x512.py', ['decode_head']),
+    ],
+)
+def test_heads_that_ask_for_more_than_images(name, parts):
+    """Where an image ends, objects to match, what MMSegmentation hands to a head of MMDetection."""
+    cfg = parse(ROOT / 'configs' / name)
+    rows = {row[0].strip(): row[1:] for row in count_flops(build(cfg).eval(), 64, 96)}
+    assert all(rows[part][1] > 0 for part in ('backbone', 'of it S6LA', *parts))
+    rest = rows['whole model'][1] - sum(rows[part][1] for part in ('backbone', *parts))
+    if parts == ['decode_head']:  # the scores of the queries times their masks, behind the forward of the head
+        assert rest == 150 * 20 * 64 * 96
+    assert 0 <= rest < 0.2 * rows['whole model'][1]
 
 
 def test_get_flops_default_shape():
