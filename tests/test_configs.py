@@ -1,5 +1,6 @@
 """Every shipped config: short, builds, trains one step and predicts, spares S6LA's parameters from weight decay."""
 
+import copy
 import re
 
 import pytest
@@ -112,13 +113,20 @@ def test_there_are_configs():
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=IDS)
-def test_config_is_short_and_points_to_the_environment(path):
+def test_what_the_config_says(path):
+    """All of it in one test, since parsing takes most of the time."""
     lines = [line for line in path.read_text().splitlines() if line.strip() and not line.startswith('#')]
     assert len(lines) <= 20
     cfg = parse(path)
     assert cfg.custom_imports.imports == ['s6la_mm']
     # The step below gives every parameter a gradient.
     assert not cfg.get('find_unused_parameters') and 'find_unused_parameters' not in cfg.get('model_wrapper_cfg', {})
+    points_to_the_environment(cfg)
+    has_the_classes_of_the_data(cfg)
+    names_loops_and_hooks(cfg)
+
+
+def points_to_the_environment(cfg):
     loaders = [cfg[f'{name}_dataloader'] for name in ('train', 'val', 'test')]
     roots = [root for loader in loaders for root in values_of(loader, 'data_root')]
     assert len(roots) >= 3 and {root.rstrip('/') for root in roots} <= {'elsewhere', 'elsewhere/VOC2012'}
@@ -128,23 +136,31 @@ def test_config_is_short_and_points_to_the_environment(path):
     assert bool(files) == (cfg.default_scope == 'mmdet' and 'VOCMetric' not in values_of(evaluators, 'type'))
 
 
-def values_of(cfg, key):
-    """The values that a key has anywhere in a config."""
-    if isinstance(cfg, dict):
-        own = [cfg[key]] if key in cfg else []
-        return own + [value for part in cfg.values() for value in values_of(part, key)]
-    return [value for part in cfg for value in values_of(part, key)] if isinstance(cfg, (list, tuple)) else []
-
-
-@pytest.mark.parametrize('path', CONFIGS, ids=IDS)
-def test_heads_have_the_classes_of_the_data(path):
-    cfg = parse(path)
+def has_the_classes_of_the_data(cfg):
     kinds = {part.type for part in datasets_of(cfg.train_dataloader.dataset)}
     with DATASETS.switch_scope_and_registry(cfg.default_scope) as registry:
         classes = {len((getattr(datasets, kind, None) or registry.get(kind)).METAINFO['classes']) for kind in kinds}
     things, stuff = (values_of(cfg.model, f'num_{kind}_classes') for kind in ('things', 'stuff'))
     heads = [sum(pair) for pair in zip(things, stuff)] or values_of(cfg.model, 'num_classes')
     assert set(heads) == classes
+
+
+def names_loops_and_hooks(cfg):
+    """So that it trains alike under our tool, which has nothing left to fill in, and under those of others."""
+    assert cfg.train_cfg.type in ('ResumableEpochBasedTrainLoop', 'ResumableIterBasedTrainLoop')
+    hooks = [cfg.default_hooks[name].type for name in ('checkpoint', 'preemption', 'nonfinite')]
+    assert hooks == ['SafeCheckpointHook', 'PreemptionHook', 'NonFiniteHook']
+    filled = copy.deepcopy(cfg)
+    make_resumable(filled)
+    assert filled.to_dict() == cfg.to_dict()
+
+
+def values_of(cfg, key):
+    """The values that a key has anywhere in a config."""
+    if isinstance(cfg, dict):
+        own = [cfg[key]] if key in cfg else []
+        return own + [value for part in cfg.values() for value in values_of(part, key)]
+    return [value for part in cfg for value in values_of(part, key)] if isinstance(cfg, (list, tuple)) else []
 
 
 @pytest.mark.parametrize('name', DEFAULT_ROOTS)
@@ -215,18 +231,6 @@ def test_the_python_blocks_of_the_documents_are_shipped_configs(tmp_path):
                 config.pop(name, None)
         assert ours == theirs
     assert not shipped, 'there is a block of each'
-
-
-@pytest.mark.parametrize('path', CONFIGS, ids=IDS)
-def test_the_config_names_loops_and_hooks(path):
-    """So that it trains alike under our tool, which has nothing left to fill in, and under those of others."""
-    cfg = parse(path)
-    assert cfg.train_cfg.type in ('ResumableEpochBasedTrainLoop', 'ResumableIterBasedTrainLoop')
-    hooks = [cfg.default_hooks[name].type for name in ('checkpoint', 'preemption', 'nonfinite')]
-    assert hooks == ['SafeCheckpointHook', 'PreemptionHook', 'NonFiniteHook']
-    filled = parse(path)
-    make_resumable(filled)
-    assert filled.to_dict() == cfg.to_dict()
 
 
 @pytest.mark.parametrize('path', by_day(DIFFERENT))
