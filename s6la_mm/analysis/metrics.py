@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from numbers import Real
 
 from mmengine.config import Config
 
-# What mmengine logs beside them.
+# What mmengine logs beside them; StateMonitorHook's curves begin with s6la/.
 _NO_METRICS = {'step', 'iter', 'epoch', 'time', 'data_time', 'memory', 'lr', 'base_lr', 'momentum', 'grad_norm'}
 # Of losses, errors and distances, such as those of depth estimation.
 _LESS = re.compile(r'(loss|error|rmse|rms|\bm[as]e|abs_rel|sq_rel|silog|log10|\bfid|perplexity|distance)', re.I)
@@ -30,7 +29,7 @@ def metrics_in(entry: dict) -> dict[str, float]:
     return {
         key: value
         for key, value in entry.items()
-        if isinstance(value, Real) and key not in _NO_METRICS and not key.startswith('s6la/')  # StateMonitorHook's
+        if isinstance(value, (int, float)) and key not in _NO_METRICS and not key.startswith('s6la/')
     }
 
 

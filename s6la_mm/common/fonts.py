@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import warnings
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -130,6 +131,7 @@ def _families(characters: frozenset[str]) -> tuple[str, ...]:
             logger='current',
             level=logging.WARNING,
         )
+        warnings.filterwarnings('ignore', r'Glyph \d+ .*missing from')  # matplotlib's, one for each letter drawn
     return tuple(families)
 
 
