@@ -15,6 +15,9 @@ from PIL import Image
 from tool_runner import call, load
 from torch.utils.data import Dataset
 
+from s6la_mm.common.configs import enter_scope
+from s6la_mm.datasets.checks.pictures import save_pictures
+
 TOOL = load('misc/check_dataset.py')
 SIZE = (40, 32)
 NAMES = ('cat', 'dog')
@@ -338,6 +341,9 @@ def test_classification(tmp_path):
     report = check('mmpretrain', train=data)
     assert not report.findings
     assert TOOL.class_table(report.classes) == ['class  train images', 'cat               2', 'dog               1']
+    draw(tmp_path / 'dog/3.webp')
+    (finding,) = check('mmpretrain', train=data).findings
+    assert finding.kind == 'other-suffix' and finding.detail.startswith('1 files that end in .webp')
     (tmp_path / 'list.txt').write_text('cat/0.jpg 0\ndog/2.jpg 5\n')
     listed = dict(data, ann_file='list.txt', classes=['cat', 'dog'])
     assert errors(check('mmpretrain', train=listed)) == {'label-out-of-range'}
@@ -365,7 +371,7 @@ def test_images_that_only_one_library_reads(tmp_path, monkeypatch):
 
 
 def test_pictures(tmp_path):
-    """Before and after the pipeline, of a detector whose samples are mixed and of a segmentor."""
+    """Before and after the pipeline, of a detector whose samples are mixed."""
     pack = dict(type='PackDetInputs', meta_keys=('img_path',))
     data = coco(tmp_path, pipeline=[*LOAD_MASKS, dict(type='Resize', scale=(80, 64))])
     mixed = dict(
@@ -377,18 +383,45 @@ def test_pictures(tmp_path):
             default_scope='mmdet',
             model=dict(data_preprocessor=preprocessor),
             train_dataloader=dict(dataset=mixed),
-            val_dataloader=dict(dataset=coco(tmp_path, 'val', pipeline=[*LOAD, pack])),
         )
     ).dump(tmp_path / 'det.py')
     result = call('misc/check_dataset.py', tmp_path / 'det.py', '--show-dir', tmp_path / 'shown')
     assert result.returncode == 0, result.stdout + result.stderr
     shown = {path.name for path in (tmp_path / 'shown').iterdir()}
-    names = {f'{split}_{i}' for split, number in (('train', 4), ('val', 2)) for i in range(number)}
-    assert shown == {f'{name}_{view}.jpg' for name in names for view in ('raw', 'network')}
+    assert shown == {f'train_{i}_{view}.jpg' for i in (0, 1) for view in ('raw', 'network')}
     raw, network = (Image.open(tmp_path / f'shown/train_0_{view}.jpg') for view in ('raw', 'network'))
     assert (raw.size, network.size) == (SIZE, (80, 64))
     # A corner without objects: the same colours, red where red was.
     picture = Image.open(tmp_path / 'train/0.jpg').convert('RGB').resize((80, 64))
     difference = np.abs(np.float32(network)[54:, 2:30].mean((0, 1)) - np.float32(picture)[54:, 2:30].mean((0, 1)))
     assert difference.max() < 8
-    assert 'train: 8 pictures in' in result.stdout
+    assert 'train: 4 pictures in' in result.stdout
+
+
+def test_pictures_of_segmentation_and_classification(tmp_path):
+    """Labels in the colours of the data set; a picture that cannot be drawn is said, and the others are there."""
+    red, blue = [255, 0, 0], [0, 0, 255]
+    pipeline = [*LOAD_SEG, dict(type='PackSegInputs')]
+    data = scenes(tmp_path, [halves(0, 1)] * 2, pipeline=pipeline)
+    data['metainfo']['palette'] = [red, blue]
+    (tmp_path / 'images/1.jpg').write_bytes(b'')
+    model = dict(data_preprocessor=dict(type='SegDataPreProcessor', size=SIZE[::-1], bgr_to_rgb=True))
+    cfg = Config(dict(default_scope='mmseg', model=model, val_dataloader=dict(dataset=dict(data, test_mode=True))))
+    enter_scope(cfg)
+    files, failures = save_pictures(cfg, 'val', str(tmp_path / 'seg'))
+    assert [Path(file).name for file in files] == ['val_0_raw.jpg', 'val_0_network.jpg']
+    assert len(failures) == 2 and all('val_1' in failure for failure in failures)
+    for file in files:
+        left, right = (half.mean((0, 1)) for half in np.split(np.float32(Image.open(file)), 2, axis=1))
+        assert left[0] > right[0] + 60 and right[2] > left[2] + 60
+
+    draw(tmp_path / 'folder/cat/0.jpg')
+    pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+    data = dict(type='CustomDataset', data_root=str(tmp_path / 'folder'), pipeline=pipeline)
+    stats = dict(num_classes=1, mean=[99] * 3, std=[50] * 3, to_rgb=True)
+    cfg = Config(dict(default_scope='mmpretrain', data_preprocessor=stats, train_dataloader=dict(dataset=data)))
+    enter_scope(cfg)
+    files, failures = save_pictures(cfg, 'train', str(tmp_path / 'cls'))
+    assert len(files) == 2 and not failures
+    raw, network = (np.float32(Image.open(file)) for file in files)
+    assert np.abs(raw - network).mean() < 2

@@ -93,7 +93,8 @@ def name_of(entry: dict) -> str:
 def _other_files(loaded: LoadedDataset) -> Iterator[Finding]:
     """Image files in a folder of which a data set loads those with its suffix."""
     built: Any = loaded.built
-    suffix, prefix = getattr(built, 'img_suffix', None), getattr(built, 'data_prefix', None) or {}
+    suffix = getattr(built, 'img_suffix', None) or getattr(built, 'extensions', None)  # of mmseg, of mmpretrain
+    prefix = getattr(built, 'data_prefix', None) or {}
     folder = prefix.get('img_path') or ''
     ann_file = getattr(built, 'ann_file', None)
     if not suffix or not osp.isdir(folder) or (ann_file and not osp.isdir(ann_file)):
@@ -105,10 +106,10 @@ def _other_files(loaded: LoadedDataset) -> Iterator[Finding]:
             path = osp.join(parent, name)
             if not name.lower().endswith(IMAGE_SUFFIXES) or osp.abspath(path) in used:
                 continue
-            if name.lower().endswith(suffix.lower()) and not name.endswith(suffix):
+            if isinstance(suffix, str) and name.lower().endswith(suffix.lower()) and not name.endswith(suffix):
                 yield Finding('wrong-suffix', loaded.split, path, f'img_suffix is {suffix!r}')
             else:
                 others[osp.splitext(name)[1]] += 1
     for other, count in others.items():
-        detail = f'{count} files that end in {other}, img_suffix is {suffix!r}'
+        detail = f'{count} files that end in {other}, it loads {suffix}'
         yield Finding('other-suffix', loaded.split, folder, detail)
