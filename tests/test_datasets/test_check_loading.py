@@ -375,7 +375,7 @@ def test_pictures(tmp_path):
     pack = dict(type='PackDetInputs', meta_keys=('img_path',))
     data = coco(tmp_path, pipeline=[*LOAD_MASKS, dict(type='Resize', scale=(80, 64))])
     mixed = dict(
-        type='MultiImageMixDataset', dataset=dict(type='RepeatDataset', times=2, dataset=data), pipeline=[pack]
+        type='MultiImageMixDataset', dataset=dict(type='RepeatDataset', times=1, dataset=data), pipeline=[pack]
     )
     preprocessor = dict(type='DetDataPreprocessor', mean=[100.0] * 3, std=[50.0] * 3, bgr_to_rgb=True, pad_mask=True)
     Config(
