@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 import torch.utils.checkpoint as cp
@@ -15,29 +16,35 @@ from ..layers import S6LAMapCell
 from ..layers.options import named_options, require
 from ..layers.state_parameters import check_cell_options
 from ..optim import watch_weight_decay
+from .stages import Carried, StateStage
 from .train_mode import TrainReturnsSelf
 
 
-class MapState(NamedTuple):
+class MapState(Carried):
     """The state between two blocks.
 
-    Attributes:
+    Args:
         h (Tensor): The map, (batch, N, H, W).
         composed (dict): What the writes of this forward pass share, by the names of the cells.
+
+    Attributes:
         cell (str, optional): Name of the cell that has yet to write the last block's output. It waits for the next
             block, as its first convolution and that block's can be one: see ``S6LAMapCell.project_with``.
     """
 
     h: Tensor
-    composed: dict[str, tuple[Tensor, Tensor]]
-    cell: str | None = None
+
+    def __init__(self, h: Tensor, composed: dict[str, tuple[Tensor, Tensor]]) -> None:
+        super().__init__(h)
+        self.composed = composed
+        self.cell: str | None = None
 
 
 class MapStateMixin(TrainReturnsSelf, PretrainedMixin):
     """Gives a convolutional backbone cells, reads and the path of the state; before the base class.
 
     The subclass says in :meth:`_stages` what its stages are, and in :meth:`_block` how a block computes. Its
-    ``forward`` calls :meth:`_first_state`, for each block :meth:`_layer` and :meth:`_write`, and :meth:`_outputs`.
+    ``forward`` calls :meth:`_first_state`, :meth:`_run_stage` for each stage, and :meth:`_outputs`.
 
     Args:
         state_dim (int): Channels N of the state. Defaults to 32.
@@ -109,6 +116,7 @@ class MapStateMixin(TrainReturnsSelf, PretrainedMixin):
         self.initial_state = nn.Parameter(torch.zeros(state_dim), requires_grad=learned_initial_state)
         self.cells = ModuleDict()
         for stage, (_, blocks, channels) in enumerate(self._stages()):
+            blocks.__class__ = StateStage  # the base classes have no option for that of a stage
             for index, block in enumerate(blocks):
                 if self._has_state(stage):
                     self._add_read(block, channels)
@@ -167,15 +175,22 @@ class MapStateMixin(TrainReturnsSelf, PretrainedMixin):
         h = self.initial_state.view(1, -1, 1, 1).expand(x.shape[0], -1, *x.shape[2:])
         return MapState(h, {key: cell.compose() for key, cell in self.cells.items()})
 
-    def _layer(self, block: nn.Module, x: Tensor, state: MapState, *args: Any) -> tuple[Tensor, Tensor]:
+    def _run_stage(self, stage: int, blocks: nn.Sequential, x: Tensor, state: MapState) -> Tensor:
+        """A stage's feature map; ``state`` is what it carries on then."""
+        return blocks(x, partial(self._layer, state, stage))
+
+    def _layer(self, state: MapState, stage: int, index: int, block: nn.Module, x: Tensor, *args: Any) -> Tensor:
         """One layer of the network: the block reads the state and computes its output; ``args`` go to :meth:`_block`.
 
         What the block before has left to write is written first. Checkpointed as a whole if ``with_cp``.
         """
         write = (None, None) if state.cell is None else (self.cells[state.cell], state.composed[state.cell])
         if self.with_cp and torch.is_grad_enabled():
-            return cp.checkpoint(self._step, block, *write, x, state.h, *args, use_reentrant=False)
-        return self._step(block, *write, x, state.h, *args)
+            x, state.h = cp.checkpoint(self._step, block, *write, x, state.h, *args, use_reentrant=False)
+        else:
+            x, state.h = self._step(block, *write, x, state.h, *args)
+        state.cell = self._cell_of(stage, index)
+        return x
 
     def _step(
         self,
@@ -191,10 +206,6 @@ class MapStateMixin(TrainReturnsSelf, PretrainedMixin):
             out, u = self._project(cell, block, x)
             h = cell(x, h, composed, u)
         return self._block(block, x, h, out, *args)
-
-    def _write(self, stage: int, block: int, h: Tensor, state: MapState) -> MapState:
-        """The state after a block, whose output its cell writes as soon as the next block computes."""
-        return MapState(h, state.composed, self._cell_of(stage, block))
 
     def _outputs(self, maps: list[Tensor], x: Tensor, state: MapState) -> tuple[Tensor, ...]:
         """What the backbone returns: feature maps, then the state if ``out_state``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from ..checkpoint import InputChannelsMixin
 from ..layers import pool_state
 from ..layers.options import is_positive, require
+from .stages import Carried, StateStage
 from .train_mode import TrainReturnsSelf
 
 
@@ -32,16 +34,15 @@ def residual_branch(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor:
 
 
 class _RLABlock(nn.Module):
-    """A residual block whose first convolution sees [x, h], and which also returns its residual branch."""
+    """A residual block whose first convolution sees [x, h], and which gives its residual branch away, too."""
 
     def __init__(self, inplanes: int, *args: Any, hidden_channels: int, **kwargs: Any) -> None:
         super().__init__(inplanes + hidden_channels, *args, **kwargs)
 
-    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the block's output and its residual branch, both (batch, D, H, W)."""
-        branch = residual_branch(self, torch.cat((x, h), dim=1))
-        shortcut = x if self.downsample is None else self.downsample(x)
-        return self.relu(branch + shortcut), branch
+    def forward(self, x: Tensor, h: Tensor, branch: Carried) -> Tensor:
+        """Computes the block's output, (batch, D, H, W), and puts what it added to its shortcut in ``branch``."""
+        branch.h = residual_branch(self, torch.cat((x, h), dim=1))
+        return self.relu(branch.h + (x if self.downsample is None else self.downsample(x)))
 
 
 class RLABasicBlock(_RLABlock, BasicBlock):
@@ -112,11 +113,11 @@ class RLAResNet(TrainReturnsSelf, InputChannelsMixin, ResNet):
             self.cells[name] = RLACell(channels, hidden_channels, writers, self.norm_cfg)
         self._freeze_stages()
 
-    def make_res_layer(self, block: type, **kwargs: Any) -> ResLayer:
+    def make_res_layer(self, block: type, **kwargs: Any) -> StateStage:
         """Builds a stage out of blocks that read the hidden map."""
         kwargs.update(with_cp=False)  # the forward of the backbone checkpoints, the write included
         block = {BasicBlock: RLABasicBlock, Bottleneck: RLABottleneck}[block]
-        return ResLayer(block=block, hidden_channels=self.hidden_channels, **kwargs)
+        return StateStage(*ResLayer(block=block, hidden_channels=self.hidden_channels, **kwargs))
 
     def _freeze_stages(self) -> None:
         super()._freeze_stages()
@@ -131,20 +132,26 @@ class RLAResNet(TrainReturnsSelf, InputChannelsMixin, ResNet):
         h = x.new_zeros(x.shape[0], self.hidden_channels, *x.shape[2:])
         if x.is_contiguous(memory_format=torch.channels_last):  # a concatenation of two layouts would be contiguous
             h = h.to(memory_format=torch.channels_last)
+        hidden = Carried(h)
         outs = []
         for stage, name in enumerate(self.res_layers):
-            for index, block in enumerate(getattr(self, name)):
-                if self.with_cp and torch.is_grad_enabled():
-                    x, h = cp.checkpoint(self._layer, block, self.cells[name], index, x, h, use_reentrant=False)
-                else:
-                    x, h = self._layer(block, self.cells[name], index, x, h)
+            x = getattr(self, name)(x, partial(self._layer, hidden, self.cells[name]))
             if stage in self.out_indices:
                 outs.append(x)
         return tuple(outs)
 
+    def _layer(self, hidden: Carried, cell: RLACell, index: int, block: nn.Module, x: Tensor) -> Tensor:
+        """One layer of the network, checkpointed as a whole if ``with_cp``."""
+        if self.with_cp and torch.is_grad_enabled():
+            x, hidden.h = cp.checkpoint(self._step, block, cell, index, x, hidden.h, use_reentrant=False)
+        else:
+            x, hidden.h = self._step(block, cell, index, x, hidden.h)
+        return x
+
     @staticmethod
-    def _layer(block: nn.Module, cell: RLACell, index: int, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """One layer of the network: the block reads the hidden map, and what it adds to x is written there."""
-        x, y = block(x, h)
+    def _step(block: nn.Module, cell: RLACell, index: int, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """The block reads the hidden map, and what it adds to x is written there."""
+        branch = Carried()
+        x = block(x, h, branch)
         h = pool_state(h, block.stride)
-        return x, (cell(y, h, index) if index < len(cell.norms) else h)
+        return x, (cell(branch.h, h, index) if index < len(cell.norms) else h)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..layers import STATE_LAYERS, StateRead, pool_state
 from ..layers.options import is_index, require
 from .families.convnext import CONVNEXT
-from .map_state import MapStateMixin
+from .map_state import MapState, MapStateMixin
 
 
 class StateConvNeXtBlock(ConvNeXtBlock):
@@ -139,15 +139,16 @@ class S6LAConvNeXt(MapStateMixin, ConvNeXt):
         state = self._first_state(x)
         outs = []
         for stage, blocks in enumerate(self.stages):
-            for index, block in enumerate(blocks):
-                downsample = self.downsample_layers[stage] if stage and index == 0 else None
-                x, h = self._layer(block, x, state, downsample)
-                state = self._write(stage, index, h, state)
+            x = self._run_stage(stage, blocks, x, state)
             if stage in self.out_indices:
                 gap = x.mean((2, 3), keepdim=True) if self.gap_before_final_norm else x
                 out = getattr(self, f'norm{stage}')(gap)
                 outs.append(out.flatten(1) if self.gap_before_final_norm else out)
         return self._outputs(outs, x, state)
+
+    def _layer(self, state: MapState, stage: int, index: int, block: nn.Module, x: Tensor, *args: Any) -> Tensor:
+        downsample = self.downsample_layers[stage] if stage and index == 0 else None
+        return super()._layer(state, stage, index, block, x, downsample)
 
     def _block(
         self, block: ConvNeXtBlock, x: Tensor, h: Tensor, out: None, downsample: nn.Module | None

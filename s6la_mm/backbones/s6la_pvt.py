@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-from mmdet.models.backbones.pvt import PyramidVisionTransformerV2, nlc_to_nchw
+from mmdet.models.backbones.pvt import PVTEncoderLayer, PyramidVisionTransformerV2, nlc_to_nchw
+from mmengine.model import ModuleList
 from mmengine.registry import MODELS
 from torch import Tensor
 
@@ -13,7 +15,22 @@ from ..checkpoint.pretrained import is_pretrained
 from ..layers import STATE_LAYERS
 from ..layers.options import is_index, named_options, require
 from .families.pvt import ARCH_ZOO, PVT
-from .token_state import TokenStateMixin
+from .stages import Carried
+from .token_state import TokenBlockMixin, TokenStateMixin
+
+
+class StatePVTEncoderLayer(TokenBlockMixin, PVTEncoderLayer):
+    """mmdet's PVTEncoderLayer, reading the state."""
+
+
+class StatePVTStage(ModuleList):
+    """The patch embedding, blocks and norm of a stage, which mmdet's network takes out of a list."""
+
+    def forward(self, x: Tensor, run_blocks: Callable[..., Tensor]) -> Tensor:
+        """Computes the feature map, (batch, D, H, W), of an image or map; ``run_blocks`` computes the tokens."""
+        patch_embed, blocks, norm = self
+        x, hw = patch_embed(x)
+        return nlc_to_nchw(norm(run_blocks(blocks, x, hw)), hw)
 
 
 @MODELS.register_module()
@@ -53,6 +70,7 @@ class S6LAPVTv2(TokenStateMixin, PyramidVisionTransformerV2):
     """
 
     family = PVT
+    block_class = StatePVTEncoderLayer
     arch_zoo = ARCH_ZOO
     num_extra_tokens = 0
 
@@ -82,6 +100,8 @@ class S6LAPVTv2(TokenStateMixin, PyramidVisionTransformerV2):
             super().__init__(out_indices=out_indices, init_cfg=init_cfg, **kwargs)
         self.with_cp = with_cp
         channels = [self.embed_dims * heads for heads in self.num_heads]
+        for stage in self.layers:
+            stage.__class__ = StatePVTStage  # the base class has no option for that
         stages = [blocks for _, blocks, _ in self.layers]
         self._add_state(stages, channels, state_dim, discretization, input_norm, carry)
 
@@ -97,23 +117,33 @@ class S6LAPVTv2(TokenStateMixin, PyramidVisionTransformerV2):
         Raises:
             ValueError: If the image is too small.
         """
-        image_size = tuple(x.shape[2:])
-        h = None
+        state, image_size = Carried(), tuple(x.shape[2:])
         outs = []
-        for i, (patch_embed, blocks, norm) in enumerate(self.layers):
-            x, hw = patch_embed(x)
-            if min(hw) < self.sr_ratios[i]:
-                raise ValueError(
-                    f'images of {image_size[0]} x {image_size[1]} pixels have a map of {hw[0]} x {hw[1]} tokens in '
-                    f'stage {i}, smaller than sr_ratios[{i}]={self.sr_ratios[i]}: use larger images'
-                )
-            h = self._enter_stage(i, x, h)
-            for block in blocks:
-                x, h = self._layer(i, block, x, h, hw)
-            x = nlc_to_nchw(norm(x), hw)
+        for i, stage in enumerate(self.layers):
+            x = stage(x, partial(self._run_blocks, state, i, image_size))
             if i in self.out_indices:
                 outs.append(x)
         return tuple(outs)
+
+    def _run_blocks(
+        self,
+        state: Carried,
+        stage: int,
+        image_size: tuple[int, ...],
+        blocks: ModuleList,
+        x: Tensor,
+        hw: tuple[int, int],
+    ) -> Tensor:
+        """The tokens behind the blocks of a stage."""
+        if min(hw) < self.sr_ratios[stage]:
+            raise ValueError(
+                f'images of {image_size[0]} x {image_size[1]} pixels have a map of {hw[0]} x {hw[1]} tokens in stage '
+                f'{stage}, smaller than sr_ratios[{stage}]={self.sr_ratios[stage]}: use larger images'
+            )
+        self._enter_stage(stage, x, state)
+        for block in blocks:
+            x = self._layer(state, stage, block, x, hw)
+        return x
 
     def _init_plain(self, loads_checkpoint: bool) -> None:
         """mmdet's initialisation, which sets every Linear, those of S6LA too, and warns that nothing is loaded."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmdet.models.backbones.resnet import BasicBlock, Bottleneck, ResNet
@@ -23,20 +23,32 @@ class _StateBlock(nn.Module):
     def __init__(self, *args: Any, state_dim: int, read_init: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.read = StateRead(state_dim, self.conv1, read_init)
+        self.read_is_fused = False
 
     def forward(self, x: Tensor, h: Tensor, out: Tensor | None = None) -> Tensor:
         """Computes the block's output; ``out`` is ``conv1(x)``, where the caller has it."""
         norm1 = self.norm1
-        if isinstance(norm1, nn.Identity):
+        if isinstance(norm1, nn.Identity) and not self.read_is_fused:
             raise RuntimeError(
-                'norm1 of this block has been folded into conv1 (fuse_conv_bn), but not into the read of the state, '
-                'which it scales too. Do not fuse an S6LA backbone: leave out --fuse-conv-bn.'
+                'norm1 of this block has been folded into conv1, but not into the read of the state, which it scales '
+                'too: fold it with fuse_conv_bn of mmcv.cnn'
             )
         out = self.conv1(x) if out is None else out
         out = self.relu(norm1(self.read(h, out)))
         out = self._after_conv1(out)
         out += x if self.downsample is None else self.downsample(x)
         return self.relu(out)
+
+    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
+        """As of every module; mmcv's ``fuse_conv_bn`` replaces them on its way, and then the read is scaled, too.
+
+        It folds the norm behind conv1 into that. The norm is of the sum of conv1 and read: the read has its share.
+        """
+        norm1 = self.norm1
+        yield from super().named_children()
+        if isinstance(self.norm1, nn.Identity) and not isinstance(norm1, nn.Identity):
+            self.read.scale((norm1.running_var + norm1.eps).rsqrt() * norm1.weight)
+            self.read_is_fused = True
 
 
 class StateBasicBlock(_StateBlock, BasicBlock):
@@ -176,9 +188,7 @@ class S6LAResNet(MapStateMixin, ResNet):
         state = self._first_state(x)
         maps = []
         for stage, name in enumerate(self.res_layers):
-            for index, block in enumerate(getattr(self, name)):
-                x, h = self._layer(block, x, state)
-                state = self._write(stage, index, h, state)
+            x = self._run_stage(stage, getattr(self, name), x, state)
             if stage in self.out_indices:
                 maps.append(x)
         return self._outputs(maps, x, state)

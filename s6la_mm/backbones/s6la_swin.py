@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from math import isqrt
 from typing import Any
 
 import torch.nn.functional as F
 from mmpretrain.models.backbones import SwinTransformer
+from mmpretrain.models.backbones.swin_transformer import SwinBlock, SwinBlockSequence
 from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
 
 from ..layers.options import is_index, require
 from .families.swin import SWIN
-from .token_state import TokenStateMixin
+from .stages import Carried
+from .token_state import TokenBlockMixin, TokenStateMixin
+
+
+class StateSwinBlock(TokenBlockMixin, SwinBlock):
+    """mmpretrain's SwinBlock, reading the state."""
+
+
+class StateSwinBlockSequence(SwinBlockSequence):
+    """mmpretrain's stage, whose blocks need more than the tokens."""
+
+    def forward(
+        self,
+        x: Tensor,
+        in_shape: tuple[int, int],
+        do_downsample: bool = True,
+        layer: Callable[..., Tensor] | None = None,
+    ) -> tuple[Tensor, tuple[int, int]]:
+        """Computes what the base class does: tokens and the shape of their map; ``layer`` computes a block's output."""
+        if layer is None:
+            return super().forward(x, in_shape, do_downsample)
+        for block in self.blocks:
+            x = layer(block, x, in_shape)
+        return self.downsample(x, in_shape) if self.downsample is not None and do_downsample else (x, in_shape)
 
 
 class S6LASwin(TokenStateMixin, SwinTransformer):
@@ -54,6 +79,7 @@ class S6LASwin(TokenStateMixin, SwinTransformer):
     """
 
     family = SWIN
+    block_class = StateSwinBlock
 
     def __init__(
         self,
@@ -82,6 +108,8 @@ class S6LASwin(TokenStateMixin, SwinTransformer):
         super().__init__(arch, out_indices=out_indices, frozen_stages=frozen_stages, **kwargs)
         self.with_cp = with_cp
         channels = [stage.embed_dims for stage in self.stages]
+        for stage in self.stages:
+            stage.__class__ = StateSwinBlockSequence  # the base class has no option for that
         self._add_state([s.blocks for s in self.stages], channels, state_dim, discretization, input_norm, carry)
         self._freeze_stages()
 
@@ -105,15 +133,13 @@ class S6LASwin(TokenStateMixin, SwinTransformer):
                 self.absolute_pos_embed, self.patch_resolution, hw, self.interpolate_mode, self.num_extra_tokens
             )
         x = self.drop_after_pos(x)
-        h = None
+        state = Carried()
         outs = []
         for i, stage in enumerate(self.stages):
-            h = self._enter_stage(i, x, h)
             for block in stage.blocks:
                 _check_map_size(block.attn, hw, image_size)
-                x, h = self._layer(i, block, x, h, hw)
-            if stage.downsample is not None and self.out_after_downsample:
-                x, hw = stage.downsample(x, hw)
+            self._enter_stage(i, x, state)
+            x, hw = stage(x, hw, self.out_after_downsample, partial(self._layer, state, i))
             if i in self.out_indices:
                 out = getattr(self, f'norm{i}')(x)
                 outs.append(out.view(-1, *hw, self.num_features[i]).permute(0, 3, 1, 2).contiguous())

@@ -8,13 +8,30 @@ from typing import Any
 
 import torch
 from mmpretrain.models.backbones import VisionTransformer
+from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLayer
 from mmpretrain.models.utils import resize_pos_embed
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..layers.options import is_index, require
 from ..layers.window_attention import attend_in_windows
 from .families.vit import VIT
-from .token_state import TokenStateMixin
+from .stages import Carried
+from .token_state import TokenBlockMixin, TokenStateMixin
+
+
+class WindowedLayer(TransformerEncoderLayer):
+    """mmpretrain's layer, whose attention may run within windows."""
+
+    def forward(self, x: Tensor, hw: tuple[int, int] | None = None, window_size: int | None = None) -> Tensor:
+        """Computes the layer's output, (batch, tokens, D), in windows of a map of H × W tokens if there is a size."""
+        if hw is None or window_size is None:
+            return super().forward(x)
+        x = x + attend_in_windows(self.attn, self.ln1(x), hw, window_size)
+        return self.ffn(self.ln2(x), identity=x)
+
+
+class StateTransformerEncoderLayer(TokenBlockMixin, WindowedLayer):
+    """That, reading the state."""
 
 
 class S6LAViT(TokenStateMixin, VisionTransformer):
@@ -62,6 +79,7 @@ class S6LAViT(TokenStateMixin, VisionTransformer):
     """
 
     family = VIT
+    block_class = StateTransformerEncoderLayer
 
     def __init__(
         self,
@@ -145,21 +163,16 @@ class S6LAViT(TokenStateMixin, VisionTransformer):
             self.pos_embed, self.patch_resolution, hw, self.interpolate_mode, self.num_extra_tokens
         )
         x = self.pre_norm(self.drop_after_pos(x + pos_embed))
-        h = self._enter_stage(0, x, None)
+        state = Carried()
+        self._enter_stage(0, x, state)
         outs = []
         for i, layer in enumerate(self.layers):
-            x, h = self._layer(0, layer, x, h, hw, i in self.windowed)
+            x = self._layer(state, 0, layer, x, *((hw, self.window_size) if i in self.windowed else ()))
             if i == self.num_layers - 1 and self.final_norm:
                 x = self.ln1(x)
             if i in self.out_indices:
                 outs.append(self._format_output(x, hw))
         return tuple(outs)
-
-    def _block(self, layer: nn.Module, x: Tensor, hw: tuple[int, int], windowed: bool) -> Tensor:
-        if self.window_size is None or not windowed:
-            return layer(x)
-        x = x + attend_in_windows(layer.attn, layer.ln1(x), hw, self.window_size)
-        return layer.ffn(layer.ln2(x), identity=x)
 
     def _freeze_stages(self) -> None:
         super()._freeze_stages()

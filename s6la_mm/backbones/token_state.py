@@ -13,7 +13,39 @@ from torch import Tensor, nn
 from ..checkpoint import PretrainedMixin
 from ..layers import S6LATokenCell, StateCarry, TokenRead, summary_token
 from ..optim import watch_weight_decay
+from .stages import Carried
 from .train_mode import TrainReturnsSelf
+
+
+class Write:
+    """The write of a block's output, which the block asks for before it reads.
+
+    Args:
+        cell (S6LATokenCell): The cell of the stage.
+        h (Tensor): The state, (batch, D, N), and after the write the next one.
+        num_extra_tokens (int): Tokens before the patch tokens.
+    """
+
+    def __init__(self, cell: S6LATokenCell, h: Tensor, num_extra_tokens: int) -> None:
+        self.cell = cell
+        self.h = h
+        self.num_extra_tokens = num_extra_tokens
+
+    def then(self, read: TokenRead, x: Tensor) -> Tensor:
+        """Writes the summary token of ``x``; every patch token reads the new state."""
+        self.h = self.cell(summary_token(x, self.num_extra_tokens), self.h)
+        return read(x, self.h, self.num_extra_tokens)
+
+
+class TokenBlockMixin(nn.Module):
+    """Makes the block of a transformer return what its tokens are after they have read; put it before its class."""
+
+    read: TokenRead
+
+    def forward(self, x: Tensor, *args: Any, write: Write | None = None) -> Tensor:
+        """Computes the block's output, (batch, tokens, D); without ``write`` that of the plain block."""
+        x = super().forward(x, *args)
+        return x if write is None else write.then(self.read, x)
 
 
 class TokenStateMixin(TrainReturnsSelf, PretrainedMixin):
@@ -22,6 +54,8 @@ class TokenStateMixin(TrainReturnsSelf, PretrainedMixin):
     The subclass calls :meth:`_add_state` at the end of its constructor, and in ``forward`` :meth:`_enter_stage`
     once per stage and :meth:`_layer` in place of each block.
     """
+
+    block_class: type[TokenBlockMixin]  # of the blocks that read
 
     state_options = frozenset({'state_dim', 'discretization', 'input_norm', 'carry'})
     not_decayed = ('initial_state',)
@@ -53,32 +87,32 @@ class TokenStateMixin(TrainReturnsSelf, PretrainedMixin):
         for blocks, c in zip(stages, channels):
             for block in blocks:
                 # In the block, so that freezing a block and its depth in layer-wise decay cover the read.
+                block.__class__ = self.block_class  # the base classes have no option for that
                 block.read = TokenRead(c, state_dim)
         watch_weight_decay(self)
 
-    def _enter_stage(self, stage: int, x: Tensor, h: Tensor | None) -> Tensor:
-        """The state that a stage starts from, (batch, D, N), given its tokens and the state of the stage before."""
+    def _enter_stage(self, stage: int, x: Tensor, state: Carried) -> None:
+        """Puts in its place what a stage starts from, (batch, D, N), given its tokens and the state so far."""
         if stage and self.carries:
-            return self.carries[stage - 1](h)
-        return self.initial_state.expand(x.shape[0], x.shape[2], -1)
+            state.h = self.carries[stage - 1](state.h)
+        else:
+            state.h = self.initial_state.expand(x.shape[0], x.shape[2], -1)
 
-    def _layer(self, stage: int, block: nn.Module, x: Tensor, h: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    def _layer(self, state: Carried, stage: int, block: nn.Module, x: Tensor, *args: Any) -> Tensor:
         """One layer of the network, checkpointed as a whole if ``with_cp``; ``args`` go to the block."""
         cell = self.cells[stage]
         if self.with_cp and torch.is_grad_enabled():
-            return cp.checkpoint(self._step, block, cell, x, h, *args, use_reentrant=False)
-        return self._step(block, cell, x, h, *args)
+            x, state.h = cp.checkpoint(self._step, block, cell, x, state.h, *args, use_reentrant=False)
+        else:
+            x, state.h = self._step(block, cell, x, state.h, *args)
+        return x
 
     def _step(self, block: nn.Module, cell: S6LATokenCell, x: Tensor, h: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
         """The block computes, the cell writes its summary token, every patch token reads the new state."""
-        x = self._block(block, x, *args)
-        if not hasattr(block, 'read'):  # nobody would use what is read: see S6LAViT
-            return x, h
-        h = cell(summary_token(x, self.num_extra_tokens), h)
-        return block.read(x, h, self.num_extra_tokens), h
-
-    def _block(self, block: nn.Module, x: Tensor, *args: Any) -> Tensor:
-        return block(x, *args)
+        if not isinstance(block, TokenBlockMixin):  # nobody would use what is read: see S6LAViT
+            return block(x, *args), h
+        write = Write(cell, h, self.num_extra_tokens)
+        return block(x, *args, write=write), write.h
 
     def _freeze_state(self, num_stages: int) -> None:
         """Freezes what the state of the first stages is made of, so that they need no backward pass."""

@@ -82,6 +82,12 @@ class StateRead(nn.Conv2d):
             return self.contribution(h)
         return out if self._accumulate(h, out) else self.contribution(h).add_(out)
 
+    @torch.no_grad()
+    def scale(self, factor: Tensor) -> None:
+        """Scales the channels of what is read, for good, as the folding of a norm behind it does."""
+        weight = self.weight * factor.view(-1, 1, 1, 1)
+        self.weight = nn.Parameter(weight, self.weight.requires_grad)
+
     def contribution(self, h: Tensor) -> Tensor:
         """What is read, (batch, channels, H', W'), without the block's own convolution."""
         if self.kernel_size == (1, 1):
@@ -212,7 +218,7 @@ class S6LAMapCell(BaseModule):
         is_plain = type(conv) is nn.Conv2d and conv.kernel_size == conv.stride == (1, 1) and conv.groups == 1
         if not (self.training and is_plain and conv.bias is None):
             return None, None
-        if any(layer._forward_pre_hooks or layer._forward_hooks for layer in (conv, self.in_proj)):  # as pruning has
+        if _has_hooks(conv) or _has_hooks(self.in_proj):
             return None, None
         weights = conv.weight, self.in_proj.weight
         if weights[0].requires_grad != weights[1].requires_grad:  # else a frozen one would have a graph
@@ -270,6 +276,12 @@ class S6LAMapCell(BaseModule):
         dt = F.conv2d(u, self.dt_proj.weight.to(u.dtype)) + self.dt_bias.view(-1, 1, 1)
         dt = F.softplus(dt)
         return dt, torch.exp(-self.A_log.exp().view(-1, 1, 1) * dt)
+
+
+def _has_hooks(layer: nn.Module) -> bool:
+    """Whether somebody watches or changes what a layer computes, as pruning does: then it has to be called."""
+    kinds = ('_forward_pre_hooks', '_forward_hooks', '_backward_pre_hooks', '_backward_hooks')
+    return any(getattr(layer, kind) for kind in kinds)
 
 
 def pool_state(h: Tensor, stride: int, padded: bool = True) -> Tensor:

@@ -6,7 +6,6 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import fuse_conv_bn
 from mmdet.models.backbones import ResNet, ResNeXt
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
@@ -368,11 +367,3 @@ PLUGIN = dict(cfg=dict(type='ECALayer'), position='after_conv3')
 def test_wrong_options(options, message):
     with pytest.raises(ValueError, match=message):
         S6LAResNet(**dict(depth=50, base_channels=8) | options)
-
-
-def test_a_folded_norm_is_refused():
-    """mmengine's fuse_conv_bn would scale conv1 by the norm and leave the read of the state unscaled."""
-    backbone = S6LAResNet(18, base_channels=4, state_dim=4).eval()
-    fused = fuse_conv_bn(backbone)
-    with pytest.raises(RuntimeError, match='leave out --fuse-conv-bn'):
-        fused(torch.rand(1, 3, 32, 32))
