@@ -20,7 +20,7 @@ from s6la_mm.common.cli import add_cfg_options, clear_errors, find_images, load_
 from s6la_mm.common.configs import package_of
 from s6la_mm.common.failures import Failures
 from s6la_mm.common.fonts import fallback_families, make_legible
-from s6la_mm.common.inference import build_visualizer, init_model, predictor, read_image
+from s6la_mm.common.inference import build_visualizer, init_model, loader_of, predictor, read_image
 
 LEGEND_SIZE = 9  # points of the letters, in pictures of 100 pixels to the inch
 # The picture (height, width, RGB; uint8) of a prediction, what goes into its JSON, a label map or None.
@@ -123,13 +123,19 @@ def text_width(text: str) -> int:
     return math.ceil(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0])
 
 
-def write_results(images: list[str], draw: Callable[[str, np.ndarray], Drawn], out_dir: Path) -> Failures:
+def write_results(
+    images: list[str],
+    draw: Callable[[str, np.ndarray], Drawn],
+    out_dir: Path,
+    load: Callable[[str], np.ndarray] | None = None,
+) -> Failures:
     """Write ``out_dir/vis/*.png`` and ``out_dir/preds/*.json``.
 
     Args:
         images (list[str]): Paths.
         draw (Callable[[str, np.ndarray], Drawn]): Predicts and draws, from an image's path and its pixels.
         out_dir (Path): Made where it is missing. Images of one name from different folders get numbers.
+        load (Callable, optional): What reads files that are none of mmcv's. Defaults to None.
 
     Returns:
         Failures: Of images that cannot be read, or that the model fails on.
@@ -138,7 +144,7 @@ def write_results(images: list[str], draw: Callable[[str, np.ndarray], Drawn], o
     failures = Failures()
     for path in images:
         with failures.of(path):
-            picture, prediction, label_map = draw(path, read_image(path))
+            picture, prediction, label_map = draw(path, read_image(path, load))
             name = stem = Path(path).stem
             while name in used:
                 name = f'{stem}_{len(used)}'
@@ -164,7 +170,9 @@ def main() -> None:
         predict = predictor(cfg, model)
         visualizer = build_visualizer(cfg, model.dataset_meta)
         describe = dict(mmdet=draw_boxes, mmseg=draw_classes_of_pixels, mmpretrain=draw_class)[package_of(cfg)]
-        failures = write_results(images, lambda path, image: describe(visualizer, image, predict(path), args), out_dir)
+        failures = write_results(
+            images, lambda path, image: describe(visualizer, image, predict(path), args), out_dir, loader_of(cfg)
+        )
     print(f'{failures.succeeded} image(s): pictures in {out_dir / "vis"}, predictions in {out_dir / "preds"}')
     failures.end()
 

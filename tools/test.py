@@ -7,9 +7,12 @@ import os
 from collections.abc import Sequence
 from copy import deepcopy
 
+from mmcv.cnn import fuse_conv_bn
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import DumpResults
+from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
+from mmengine.runner import Runner
 
 import s6la_mm  # noqa: F401  (allow-lists what checkpoints hold, also for configs that don't import it)
 from s6la_mm.checkpoint.reading import weights_only
@@ -37,6 +40,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--wait-time', type=float, default=2, help='seconds that --show shows a picture')
     parser.add_argument(
         '--tta', action='store_true', help="test-time augmentation: the config's tta_model and tta_pipeline"
+    )
+    parser.add_argument(
+        '--fuse-conv-bn', action='store_true', help='fold batch norms into the convolutions before them: faster'
     )
     add_runner_arguments(parser)
     args = parser.parse_args()
@@ -119,6 +125,14 @@ def with_mirror_image(pipeline: list) -> list:
     return [*pipeline[:-1], dict(type='TestTimeAug', transforms=[flips, [pack]])]
 
 
+class FuseHook(Hook):
+    """Folds batch norms into the convolutions before them, when the weights are loaded."""
+
+    def before_test(self, runner: Runner) -> None:
+        """Called behind the loading, which needs the norms."""
+        fuse_conv_bn(runner.model)
+
+
 class DumpPredictions(DumpResults):
     """``DumpResults`` without what a prediction does not need: ground truth and the logits of every pixel."""
 
@@ -151,6 +165,10 @@ def main() -> None:
             else:
                 Dump = DumpPredictions
             runner.test_evaluator.metrics.append(Dump(out_file_path=args.out))
+        if args.fuse_conv_bn:
+            # The file has the average as its weights; the hook would swap them with others, which have norms.
+            runner.hooks[:] = [hook for hook in runner.hooks if not isinstance(hook, EMAHook)]
+            runner.register_hook(FuseHook())
         runner.test()
     if args.show_dir is not None:
         print_log(f'Pictures are in {os.path.abspath(args.show_dir)}', logger='current')

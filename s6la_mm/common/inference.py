@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os.path as osp
 import re
 import time
@@ -15,6 +16,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, default_collate, pseudo_collate
 from mmengine.device import get_device
+from mmengine.logging import print_log
 from mmengine.registry import VISUALIZERS
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
@@ -26,6 +28,7 @@ from ..config_types import home_of, type_name
 from .configs import datasets_of, enter_scope, package_of
 from .errors import UsageError
 from .fonts import make_legible
+from .model_configs import classes_of_heads, describe_class_names
 
 
 def init_model(cfg: Config, checkpoint: str, device: str | None = None) -> nn.Module:
@@ -84,11 +87,19 @@ def predictor(cfg: Config, model: nn.Module) -> Callable[[str], BaseDataElement]
     return predict
 
 
-def read_image(path: str) -> np.ndarray:
+def loader_of(cfg: Config) -> Callable[[str], np.ndarray]:
+    """A function that reads an image file as the first step of the config's pipeline of the test does."""
+    load = Compose(next(datasets_of(cfg.test_dataloader.dataset)).pipeline[:1])
+    return lambda path: load(dict(img_path=path, img_id=0))['img']
+
+
+def read_image(path: str, load: Callable[[str], np.ndarray] | None = None) -> np.ndarray:
     """Reads an image file as mmcv loads it.
 
     Args:
         path (str): The file.
+        load (Callable, optional): What reads files that are none of mmcv's: see :func:`loader_of`. Of more than three
+            channels the first three are shown. Defaults to None.
 
     Returns:
         np.ndarray: (height, width, 3), RGB, uint8.
@@ -100,10 +111,20 @@ def read_image(path: str) -> np.ndarray:
         raise UsageError(f'{path} is a folder, not an image')
     try:
         image = mmcv.imread(path, channel_order='rgb')
-    except (OSError, cv2.error) as error:
-        raise UsageError(f'{path} cannot be read as an image ({getattr(error, "strerror", None) or error})') from error
-    if image is None:
+    except OSError as error:
+        raise UsageError(f'{path} cannot be read as an image ({error.strerror or error})') from error
+    except cv2.error as error:
+        if load is None:
+            raise UsageError(f'{path} cannot be read as an image ({error})') from error
+        image = None
+    if image is None and load is None:
         raise UsageError(f'{path} cannot be read as an image')
+    if image is None:
+        try:
+            return _as_picture(load(path))
+        except Exception as error:
+            reason = f'{type(error).__name__}: {error}'
+            raise UsageError(f"{path} cannot be read as an image, nor by the config's loader ({reason})") from error
     try:
         with Image.open(path) as again:
             again.load()
@@ -113,14 +134,40 @@ def read_image(path: str) -> np.ndarray:
     return image
 
 
+def _as_picture(pixels: np.ndarray) -> np.ndarray:
+    """Any number of channels of any type, blue first, as (height, width, 3), RGB, uint8."""
+    pixels = np.atleast_3d(pixels)
+    pixels = pixels[..., 2::-1] if pixels.shape[2] > 2 else pixels[..., [0, 0, 0]]
+    if pixels.dtype != np.uint8:
+        low, high = float(pixels.min()), float(pixels.max())
+        pixels = ((pixels.astype(float) - low) / ((high - low) or 1) * 255).astype(np.uint8)
+    return np.ascontiguousarray(pixels)
+
+
 def build_visualizer(cfg: Config, dataset_meta: dict) -> Visualizer:
     """Builds the visualizer of a config, which writes nothing but the files that it is told to.
 
     Args:
         cfg (Config): A config with ``visualizer``.
-        dataset_meta (dict): Classes and colours.
+        dataset_meta (dict): Classes and colours. Where the heads have more classes, those get their numbers as names.
     """
     name = f'visualizer_{time.time_ns()}'  # mmengine would return one whose name it knows
     visualizer = VISUALIZERS.build({**cfg.visualizer, 'vis_backends': None, 'name': name})
-    visualizer.dataset_meta = dataset_meta
+    visualizer.dataset_meta = _with_all_names(dataset_meta, classes_of_heads(cfg.get('model')))
     return make_legible(visualizer)
+
+
+def _with_all_names(meta: dict, number: int) -> dict:
+    """``meta``, or where it has fewer names than the heads have classes, one with a name and a colour for each."""
+    classes = meta.get('classes') or ()
+    classes = (classes,) if isinstance(classes, str) else tuple(classes)
+    if not classes or len(classes) >= number:
+        return meta
+    text = describe_class_names(classes, number, 'the checkpoint')
+    print_log(f'{text}: the others are called by their numbers', logger='current', level=logging.WARNING)
+    classes += tuple(f'class {i}' for i in range(len(classes), number))
+    palette = meta.get('palette')
+    if isinstance(palette, (list, tuple)):
+        colours = np.random.default_rng(0).integers(0, 256, (number, 3)).tolist()
+        palette = [*palette, *colours[len(palette) :]]
+    return {**meta, 'classes': classes, 'palette': palette} if palette else {**meta, 'classes': classes}

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 from tool_runner import ROOT, own_process
 
 from s6la_mm.common.errors import UsageError
-from s6la_mm.common.inference import build_visualizer, init_model, predictor
+from s6la_mm.common.inference import build_visualizer, init_model, loader_of, predictor, read_image
 
 CONFIGS = dict(
     mmdet='quickstart/retinanet_s6la-r18_shapes.py',
@@ -95,3 +95,34 @@ def test_a_visualizer_writes_nothing_of_its_own(tmp_path, monkeypatch):
     visualizer.add_image('name', np.zeros((4, 4, 3), np.uint8))
     assert visualizer.dataset_meta == META and not list(tmp_path.iterdir())
     assert cfg.visualizer.vis_backends  # the config is as it was
+
+
+def test_fewer_names_than_classes(capfd):
+    """Said, and every class gets a name and a colour."""
+    cfg = Config(dict(visualizer=dict(type='Visualizer'), model=dict(bbox_head=dict(num_classes=4))))
+    meta = build_visualizer(cfg, META).dataset_meta
+    assert meta['classes'] == ('one', 'two', 'class 2', 'class 3') and len(meta['palette']) == 4
+    said = ''.join(capfd.readouterr())
+    assert 'the checkpoint names 2 classes (one, two), but the heads of the model have 4' in said
+
+
+@TRANSFORMS.register_module()
+class LoadArray:
+    def __call__(self, results):
+        return dict(results, img=np.load(results['img_path']))
+
+
+def test_files_that_only_the_config_can_load(tmp_path):
+    """Five channels of any numbers: three of them are shown."""
+    pipeline = [dict(type='LoadArray')]
+    load = loader_of(Config(dict(test_dataloader=dict(dataset=dict(type='CocoDataset', pipeline=pipeline)))))
+    path = str(tmp_path / 'bands.npy')
+    np.save(path, np.arange(2 * 3 * 5, dtype=np.float32).reshape(2, 3, 5))
+    image = read_image(path, load)
+    assert image.shape == (2, 3, 3) and image.dtype == np.uint8
+    assert image[0, 0].tolist() == [int(2 / 27 * 255), int(1 / 27 * 255), 0]
+    with pytest.raises(UsageError, match=r'bands\.npy cannot be read as an image'):
+        read_image(path)
+    (tmp_path / 'empty.npy').write_bytes(b'')
+    with pytest.raises(UsageError, match="nor by the config's loader"):
+        read_image(str(tmp_path / 'empty.npy'), load)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from op_inputs import sample_inputs
 from tool_runner import call, check, load
+from torch import nn
 
 from s6la_mm.ops import extension, reference, selective_update
 
@@ -43,6 +44,18 @@ def test_benchmark_backbone_prints_paired_ratios():
         (row,) = (line for line in output.splitlines() if line.startswith(label))
         plain, s6la, rla, *ratios = numbers(row)
         assert_ratios(label, ratios, [s6la / plain, rla / plain, s6la / rla])
+
+
+def test_folded_norms():
+    """Evaluation alone, of networks without norms."""
+    tool, seen = load('benchmarks/backbone.py'), []
+    args = argparse.Namespace(shape=(1, 3, 32, 32), layout=None, device='cpu', rounds=1, fuse_conv_bn=True)
+    with mock.patch.object(tool, 'alternating_rounds', lambda steps, *args: seen.extend(steps.values())):
+        assert list(tool.measure(('plain', 'S6LA', 'RLA'), 'r18', args)) == ['forward, eval']
+    for step in seen:
+        norms = [name for name, part in step.args[0].named_modules() if isinstance(part, nn.BatchNorm2d)]
+        assert all(name.startswith('cells.') for name in norms)
+    assert len(seen) == 3
 
 
 def test_benchmark_backbone_of_a_transformer():

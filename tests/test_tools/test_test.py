@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 
 import pytest
+import torch
 from mmengine.config import Config
 from tool_runner import call, check, load
+from torch import nn
 
 from s6la_mm.common.errors import UsageError
 
@@ -26,6 +29,30 @@ def test_test_dumps_and_draws(mask_rcnn, tmp_path):
     assert {path.name for path in (tmp_path / 'shown').iterdir()} == {
         path.name for path in mask_rcnn['images'].iterdir()
     }
+
+
+@pytest.mark.nightly
+def test_folded_norms(mask_rcnn, tmp_path):
+    """The same predictions, of the moving average that the file holds."""
+    scores = []
+    for options in ((), ('--fuse-conv-bn', '--cfg-options', "custom_hooks=[{'type': 'EMAHook'}]")):
+        out = tmp_path / f'{len(options)}.pkl'
+        tool = ('test.py', mask_rcnn['config'], mask_rcnn['work_dir'] / 'iter_4.pth', '--work-dir', tmp_path)
+        check(call(*tool, '--out', out, *options, **mask_rcnn['data']))
+        scores += [[entry['pred_instances']['scores'] for entry in pickle.loads(out.read_bytes())]]
+    for plain, fused in zip(*scores):
+        assert len(plain) and not plain.equal(fused)  # folding rounds
+        torch.testing.assert_close(plain, fused, rtol=1e-3, atol=1e-4)
+
+
+def test_fuse_hook():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
+    nn.init.uniform_(model[1].weight)
+    images = torch.rand(1, 3, 2, 2)
+    expected = model(images)
+    load('test.py').FuseHook().before_test(argparse.Namespace(model=model))
+    assert isinstance(model[1], nn.Identity)
+    torch.testing.assert_close(model(images), expected)
 
 
 def test_missing_image_in_a_worker(mask_rcnn, tmp_path):

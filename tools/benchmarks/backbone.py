@@ -14,6 +14,7 @@ from functools import partial
 from unittest import mock
 
 import torch
+from mmcv.cnn import fuse_conv_bn
 from torch import nn
 
 from s6la_mm.backbones.architectures import architectures
@@ -53,6 +54,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--threads', type=int, default=torch.get_num_threads(), help='CPU threads')
     parser.add_argument('--rounds', type=int, default=10, help='timed rounds after 2 that are not counted')
     parser.add_argument('--eager', action='store_true', help='S6LA without its compiled op, though it is there')
+    parser.add_argument(
+        '--fuse-conv-bn',
+        action='store_true',
+        help='batch norms folded into the convolutions before them, evaluation alone',
+    )
     parser.add_argument('--scaling', action='store_true', help='the cost over --sizes and over all --arch')
     parser.add_argument('--sizes', type=int, nargs='*', default=[224, 448, 896], help='of images, at the first --arch')
     args = parser.parse_args()
@@ -119,6 +125,9 @@ def step(backbone: nn.Module, images: torch.Tensor, args: argparse.Namespace, ba
 def measure(names: Sequence[str], arch: str, args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
     """Seconds by pass and network, a list over the rounds."""
     networks = {name: build(name, arch, args) for name in names}
+    for backbone, _ in networks.values():
+        if args.fuse_conv_bn:
+            fuse_conv_bn(backbone)
     return {
         label: alternating_rounds(
             {name: partial(step, *network, args, backward) for name, network in networks.items()},
@@ -126,6 +135,7 @@ def measure(names: Sequence[str], arch: str, args: argparse.Namespace) -> dict[s
             args.device,
         )
         for label, backward in PASSES.items()
+        if not (backward and args.fuse_conv_bn)
     }
 
 
@@ -156,6 +166,8 @@ def print_comparison(arch: str, args: argparse.Namespace) -> None:
         cells = ''.join(f'{spread(times[name]).median * 1e3:>9.1f} ms' for name in names)
         ratios = ''.join(f'{paired_ratios(times[a], times[b])!s:<25}' for a, b in pairs)
         print(f'{label:<20}{cells}  {ratios.rstrip()}')
+    if args.fuse_conv_bn:
+        return
     memory = {name: run_in_child(training_memory, name, arch, args) for name in names}
     cells = ''.join(f'{value:>8.0f} MiB' for value in memory.values())
     ratios = ''.join(f'{memory[a] / memory[b]:<25.3f}' for a, b in pairs)
