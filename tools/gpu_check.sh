@@ -94,7 +94,7 @@ fi
 
 # What is here, and if that cannot do, in one sentence why and what would help.
 "$python" - "$rehearse" >"$out/machine.log" 2>&1 <<'PY'
-import platform, shutil, subprocess, sys
+import importlib, platform, shutil, subprocess, sys
 
 try:
     import torch
@@ -106,27 +106,31 @@ smi = shutil.which('nvidia-smi')
 if smi:
     query = [smi, '--query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.mem', '--format=csv']
     print(subprocess.run(query, capture_output=True, text=True).stdout.strip())
-if sys.argv[1] == '1':
-    sys.exit()
-if not smi:
-    why = 'there is no NVIDIA GPU here, or no driver (nvidia-smi is not found).'
-    sys.exit(f'{why} Run this on a machine with one, or with --rehearse.')
-if cuda is None:
-    sys.exit(f'torch {torch.__version__} was built without CUDA. Install a build with CUDA.')
-try:
-    torch.cuda.init()
-except Exception as error:
-    if 'driver' in str(error) and 'old' in str(error):
-        sys.exit(f'the driver is too old for CUDA {cuda}. Update it, or install a torch for an older CUDA.')
-    sys.exit(f'torch sees no GPU ({str(error).splitlines()[0]}). Look at CUDA_VISIBLE_DEVICES and the driver.')
-known = [int(name.split('_')[1].rstrip('af')) for name in torch.cuda.get_arch_list() if name.startswith('sm_')]
-for i in range(torch.cuda.device_count()):
-    major, minor = torch.cuda.get_device_capability(i)
-    name, number = torch.cuda.get_device_name(i), torch.cuda.get_device_properties(i).multi_processor_count
-    print(f'GPU {i}: {name}, compute capability {major}.{minor}, {number} multiprocessors')
-    if major * 10 + minor < min(known):
-        why = f'{name} (sm_{major}{minor}) is older than what torch was built for (sm_{min(known)}).'
-        sys.exit(f'{why} Install an older torch, or take a newer GPU.')
+if sys.argv[1] == '0':
+    if not smi:
+        why = 'there is no NVIDIA GPU here, or no driver (nvidia-smi is not found).'
+        sys.exit(f'{why} Run this on a machine with one, or with --rehearse.')
+    if cuda is None:
+        sys.exit(f'torch {torch.__version__} was built without CUDA. Install a build with CUDA.')
+    try:
+        torch.cuda.init()
+    except Exception as error:
+        if 'driver' in str(error) and 'old' in str(error):
+            sys.exit(f'the driver is too old for CUDA {cuda}. Update it, or install a torch for an older CUDA.')
+        sys.exit(f'torch sees no GPU ({str(error).splitlines()[0]}). Look at CUDA_VISIBLE_DEVICES and the driver.')
+    known = [int(name.split('_')[1].rstrip('af')) for name in torch.cuda.get_arch_list() if name.startswith('sm_')]
+    for i in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(i)
+        name, number = torch.cuda.get_device_name(i), torch.cuda.get_device_properties(i).multi_processor_count
+        print(f'GPU {i}: {name}, compute capability {major}.{minor}, {number} multiprocessors')
+        if major * 10 + minor < min(known):
+            why = f'{name} (sm_{major}{minor}) is older than what torch was built for (sm_{min(known)}).'
+            sys.exit(f'{why} Install an older torch, or take a newer GPU.')
+for package in ('mmcv.ops', 'mmdet.models', 'mmseg', 'mmpretrain', 'pytest'):
+    try:
+        importlib.import_module(package)
+    except Exception as error:
+        sys.exit(f'{package} does not import ({error}). Install what is missing, or put its wheel into the kit.')
 PY
 status=$?
 { echo '## Machine' && echo && echo '```text' && cat "$out/machine.log" && echo '```' && echo; } >>"$report"

@@ -42,6 +42,13 @@ def test_without_a_gpu_it_says_what_would_help(tmp_path):
     assert 'torch' in (tmp_path / 'report.md').read_text(), 'the machine is described all the same'
 
 
+def test_a_package_that_does_not_import_ends_it_before_the_first_step(tmp_path):
+    (tmp_path / 'mmcv.py').write_text("raise ImportError('there is no six')")
+    result = run('--rehearse', '--out', tmp_path, PYTHONPATH=str(tmp_path))
+    assert result.returncode == 2
+    assert result.stderr.startswith('gpu_check: error: mmcv.ops does not import (there is no six). Install what is')
+
+
 @pytest.mark.nightly
 def test_rehearsal(tmp_path):
     result = run('--rehearse', '--out', tmp_path, S6LA_CHECK_SECONDS='1500')
