@@ -36,6 +36,11 @@ DATA_ROOTS = {
     'IMAGENET_ROOT': ('data/imagenet', 'train/ and val/'),
 }
 _NOT_REGISTERED = re.compile(r'(\S+) is not in the \S+ registry')
+_SHARED_MEMORY = re.compile(r'insufficient shared memory|out of shared memory|bus error', re.IGNORECASE)
+_TOO_LITTLE_SHARED_MEMORY = (
+    "/dev/shm is too small for the batches of the data loaders' workers: enlarge it (docker's --shm-size or "
+    '--ipc=host), or lower num_workers of the dataloaders'
+)
 
 
 def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
@@ -185,7 +190,8 @@ def clear_errors(cfg: Config | None = None) -> Iterator[None]:
 
     A missing config, checkpoint, annotation or image file (also one that a DataLoader worker missed) is
     reported with its path and what to set; a name that is in no registry with the ``custom_imports`` line; a
-    package that a data set or metric wants with how to install it. Everything else passes.
+    package that a data set or metric wants with how to install it; workers without enough shared memory; mistakes of
+    configs in pure Python. Everything else passes.
 
     Args:
         cfg (Config, optional): The config, once it is known: its keys are named in the message.
@@ -233,6 +239,8 @@ def explain(error: BaseException, cfg: Config | None = None) -> str | None:
     if isinstance(error, (ImportError, ConfigParsingError)):
         is_mistake = isinstance(error, ConfigParsingError) or text.startswith('Failed to import')  # mmengine's words
         return text.partition('\n')[0] if is_mistake else None
+    if isinstance(error, RuntimeError):
+        return _TOO_LITTLE_SHARED_MEMORY if _SHARED_MEMORY.search(text) else None
     path = _missing_path(error, text)
     if path is not None:
         return f'{path} does not exist. {_what_to_set(path, cfg)}'

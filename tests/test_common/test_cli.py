@@ -23,6 +23,14 @@ def test_unknown_type_gets_the_custom_imports_line():
         MODELS.build(dict(type='S6LANothing'))
 
 
+def test_too_little_shared_memory_and_a_class_that_is_not_there(tmp_path):
+    killed = RuntimeError('DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that ...')
+    assert '/dev/shm is too small' in explain(killed) and explain(RuntimeError('CUDA error')) is None
+    (tmp_path / 'pure.py').write_text('from mmengine.hooks import NoSuchHook\ncustom_hooks = [dict(type=NoSuchHook)]\n')
+    with pytest.raises(SystemExit, match=r'error: Failed to import NoSuchHook from mmengine.hooks in'), clear_errors():
+        _ = load_config(str(tmp_path / 'pure.py')).custom_hooks[0].type
+
+
 @pytest.mark.parametrize('kind', [KeyError, RuntimeError, ImportError])
 def test_other_errors_pass(kind):
     with pytest.raises(kind), clear_errors():
