@@ -117,7 +117,12 @@ class ImageCheck:
         if shape is None or file.problem:
             return file
         size = (shape[1], shape[0])
-        if file.kind and size in (file.size, file.size[::-1]) and not (file.kind[2] and size[0] == size[1]):
+        if (
+            file.kind
+            and file.size
+            and size in (file.size, file.size[::-1])
+            and not (file.kind[2] and size[0] == size[1])
+        ):
             self._turns[file.kind] = size != file.size
         return replace(file, size=size)
 

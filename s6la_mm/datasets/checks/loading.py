@@ -191,10 +191,14 @@ def _stand_ins() -> Iterator[None]:
     """What mmdet takes from the packages of LVIS and of panoptic segmentation to read their files."""
     from mmdet.datasets.api_wrappers import COCO  # has the interface of LVIS
 
-    modules = {name: ModuleType(name) for name in ('lvis', 'panopticapi', 'panopticapi.utils')}
-    modules['lvis'].LVIS = COCO
-    modules['panopticapi'].utils = modules['panopticapi.utils']
-    modules['panopticapi.utils'].rgb2id = lambda colours: colours.astype(np.int32) @ np.int32([1, 256, 65536])
+    contents: dict[str, dict] = {
+        'lvis': dict(LVIS=COCO),
+        'panopticapi.utils': dict(rgb2id=lambda colours: colours.astype(np.int32) @ np.int32([1, 256, 65536])),
+    }
+    modules = {name: ModuleType(name) for name in (*contents, 'panopticapi')}
+    contents['panopticapi'] = dict(utils=modules['panopticapi.utils'])
+    for name, content in contents.items():
+        vars(modules[name]).update(content)
     added = {name: module for name, module in modules.items() if name not in sys.modules}
     sys.modules.update(added)
     try:
