@@ -103,7 +103,8 @@ def enable_tta(cfg: Config) -> None:
         raise UsageError(f'--tta: the config has no {" and no ".join(missing)}; add what it lacks')
     if 'tta_model' in missing:
         nms = dict(type='nms', iou_threshold=0.5)
-        cfg.tta_model = dict(type='mmdet.DetTTAModel', tta_cfg=dict(nms=nms, max_per_img=100))
+        # By its module: it is registered with mmengine, in which the scope mmdet is not looked for.
+        cfg.tta_model = dict(type='mmdet.models.DetTTAModel', tta_cfg=dict(nms=nms, max_per_img=100))
     if missing:
         print_log(f"--tta: no {' and no '.join(missing)} in the config, mmdet's default is used", 'current')
     if type_name(cfg.tta_model) == 'DetTTAModel' and (cfg.model.get('roi_head') or {}).get('mask_head') is not None:

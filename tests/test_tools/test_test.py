@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
 from tool_runner import call, check, load
 from torch import nn
 
@@ -104,7 +105,10 @@ def test_tta():
 
     cfg = config('mmdet')
     enable(cfg)
-    assert cfg.model.type == 'mmdet.DetTTAModel' and cfg.model.module.type == 'M'
+    assert cfg.model.module.type == 'M'
+    init_default_scope('mmdet')
+    with MODELS.switch_scope_and_registry(None) as registry:  # as the runner builds it
+        assert registry.get(cfg.model.type).__name__ == 'DetTTAModel'
     pipeline = cfg.test_dataloader.dataset.dataset.pipeline
     assert [step.type for step in pipeline] == ['LoadImageFromFile', 'TestTimeAug']
     with pytest.raises(UsageError, match='no tta_pipeline;'):
