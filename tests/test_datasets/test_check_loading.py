@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,18 +11,11 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 from PIL import Image
-from tool_runner import call, load
+from small_data import LOAD, LOAD_MASKS, LOAD_SEG, NAMES, SIZE, coco, draw, halves, scenes, voc
+from tool_runner import load
 from torch.utils.data import Dataset
 
-from s6la_mm.common.configs import enter_scope
-from s6la_mm.datasets.checks.pictures import save_pictures
-
 TOOL = load('misc/check_dataset.py')
-SIZE = (40, 32)
-NAMES = ('cat', 'dog')
-LOAD = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True)]
-LOAD_MASKS = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True, with_mask=True)]
-LOAD_SEG = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
 
 
 def check(scope: str = 'mmdet', decode: bool = False, evaluator: Any = None, **datasets: dict) -> Any:
@@ -41,32 +33,6 @@ def errors(report: Any) -> set[str]:
 
 def notes(report: Any) -> set[str]:
     return {finding.kind for finding in report.findings if finding.level == 'note'}
-
-
-def draw(path: Path, size: tuple[int, int] = SIZE, **options: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(list(str(path).encode())).integers(0, 256, (*size[::-1], 3), np.uint8)
-    Image.fromarray(noise).save(path, **options)
-
-
-def coco(root: Path, split: str = 'train', edit=lambda content: None, pipeline: list = LOAD, **options: Any) -> dict:
-    """A data set of two images with two objects each, its file changed by ``edit``."""
-    images, annotations = [], []
-    for i in range(2):
-        draw(root / split / f'{i}.jpg')
-        images.append(dict(id=i, file_name=f'{i}.jpg', width=SIZE[0], height=SIZE[1]))
-        for j in range(2):
-            box = [2 + 18 * j, 4, 12, 20]
-            x, y, w, h = box
-            polygon = [x, y, x + w, y, x + w, y + h]
-            entry = dict(id=2 * i + j, image_id=i, category_id=1 + j, bbox=box, area=240, iscrowd=0)
-            annotations.append({**entry, 'segmentation': [polygon]})
-    categories = [dict(id=1 + i, name=name) for i, name in enumerate(NAMES)]
-    content = dict(images=images, annotations=annotations, categories=categories)
-    edit(content)
-    (root / f'{split}.json').write_text(json.dumps(content))
-    where = dict(data_root=str(root), ann_file=f'{split}.json', data_prefix=dict(img=split))
-    return {**dict(type='CocoDataset', **where, metainfo=dict(classes=NAMES), pipeline=pipeline), **options}
 
 
 def without(key: str):
@@ -202,22 +168,6 @@ def test_lvis_and_panoptic_without_their_packages(tmp_path):
     assert errors(check(train=data)) == {'missing-label-map'}
 
 
-def voc(root: Path, objects: list[tuple[str, list]], size: bool = True, **options: Any) -> dict:
-    parts = [
-        f'<object><name>{name}</name><bndbox>'
-        + ''.join(f'<{key}>{value}</{key}>' for key, value in zip(('xmin', 'ymin', 'xmax', 'ymax'), box))
-        + '</bndbox></object>'
-        for name, box in objects
-    ]
-    shape = f'<size><width>{SIZE[0]}</width><height>{SIZE[1]}</height></size>' if size else ''
-    draw(root / 'VOC2007/JPEGImages/a.jpg')
-    (root / 'VOC2007/Annotations').mkdir(exist_ok=True)
-    (root / 'VOC2007/Annotations/a.xml').write_text(f'<annotation>{shape}{"".join(parts)}</annotation>')
-    (root / 'train.txt').write_text('a\n')
-    where = dict(data_root=str(root), ann_file='train.txt', data_prefix=dict(sub_data_root='VOC2007/'))
-    return dict(type='VOCDataset', **where, metainfo=dict(classes=NAMES), pipeline=LOAD, **options)
-
-
 @pytest.mark.parametrize(
     ('kind', 'objects'),
     [
@@ -271,19 +221,6 @@ def test_openmmlab_format_and_unknown_types(tmp_path):
     assert errors(report) == {'missing-image'} and report.images == 2
     del OwnDataset.get_data_info
     assert {f.kind for f in check(train=dict(type='OwnDataset', files=['a'])).findings} == {'unchecked'}
-
-
-def scenes(root: Path, labels: list[np.ndarray | Image.Image], suffix: str = '.jpg', **options: Any) -> dict:
-    for i, label in enumerate(labels):
-        draw(root / f'images/{i}{suffix}', format='JPEG')
-        (root / 'labels').mkdir(exist_ok=True)
-        (label if isinstance(label, Image.Image) else Image.fromarray(label)).save(root / f'labels/{i}.png')
-    where = dict(data_root=str(root), data_prefix=dict(img_path='images', seg_map_path='labels'))
-    return dict(type='BaseSegDataset', **where, metainfo=dict(classes=NAMES), **{'pipeline': LOAD_SEG, **options})
-
-
-def halves(left: int, right: int) -> np.ndarray:
-    return np.repeat(np.uint8([[left, right]]), 20, 1).repeat(32, 0)
 
 
 def palette_image(labels: np.ndarray) -> Image.Image:
@@ -368,60 +305,3 @@ def test_images_that_only_one_library_reads(tmp_path, monkeypatch):
     data = coco(tmp_path)
     assert not errors(check(train=data))
     assert errors(check(train=dict(data, pipeline=with_pillow))) == {'unreadable-image'}
-
-
-def test_pictures(tmp_path):
-    """Before and after the pipeline, of a detector whose samples are mixed."""
-    pack = dict(type='PackDetInputs', meta_keys=('img_path',))
-    data = coco(tmp_path, pipeline=[*LOAD_MASKS, dict(type='Resize', scale=(80, 64))])
-    mixed = dict(
-        type='MultiImageMixDataset', dataset=dict(type='RepeatDataset', times=1, dataset=data), pipeline=[pack]
-    )
-    preprocessor = dict(type='DetDataPreprocessor', mean=[100.0] * 3, std=[50.0] * 3, bgr_to_rgb=True, pad_mask=True)
-    Config(
-        dict(
-            default_scope='mmdet',
-            model=dict(data_preprocessor=preprocessor),
-            train_dataloader=dict(dataset=mixed),
-        )
-    ).dump(tmp_path / 'det.py')
-    result = call('misc/check_dataset.py', tmp_path / 'det.py', '--show-dir', tmp_path / 'shown')
-    assert result.returncode == 0, result.stdout + result.stderr
-    shown = {path.name for path in (tmp_path / 'shown').iterdir()}
-    assert shown == {f'train_{i}_{view}.jpg' for i in (0, 1) for view in ('raw', 'network')}
-    raw, network = (Image.open(tmp_path / f'shown/train_0_{view}.jpg') for view in ('raw', 'network'))
-    assert (raw.size, network.size) == (SIZE, (80, 64))
-    # A corner without objects: the same colours, red where red was.
-    picture = Image.open(tmp_path / 'train/0.jpg').convert('RGB').resize((80, 64))
-    difference = np.abs(np.float32(network)[54:, 2:30].mean((0, 1)) - np.float32(picture)[54:, 2:30].mean((0, 1)))
-    assert difference.max() < 8
-    assert 'train: 4 pictures in' in result.stdout
-
-
-def test_pictures_of_segmentation_and_classification(tmp_path):
-    """Labels in the colours of the data set; a picture that cannot be drawn is said, and the others are there."""
-    red, blue = [255, 0, 0], [0, 0, 255]
-    pipeline = [*LOAD_SEG, dict(type='PackSegInputs')]
-    data = scenes(tmp_path, [halves(0, 1)] * 2, pipeline=pipeline)
-    data['metainfo']['palette'] = [red, blue]
-    (tmp_path / 'images/1.jpg').write_bytes(b'')
-    model = dict(data_preprocessor=dict(type='SegDataPreProcessor', size=SIZE[::-1], bgr_to_rgb=True))
-    cfg = Config(dict(default_scope='mmseg', model=model, val_dataloader=dict(dataset=dict(data, test_mode=True))))
-    enter_scope(cfg)
-    files, failures = save_pictures(cfg, 'val', str(tmp_path / 'seg'))
-    assert [Path(file).name for file in files] == ['val_0_raw.jpg', 'val_0_network.jpg']
-    assert len(failures) == 2 and all('val_1' in failure for failure in failures)
-    for file in files:
-        left, right = (half.mean((0, 1)) for half in np.split(np.float32(Image.open(file)), 2, axis=1))
-        assert left[0] > right[0] + 60 and right[2] > left[2] + 60
-
-    draw(tmp_path / 'folder/cat/0.jpg')
-    pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
-    data = dict(type='CustomDataset', data_root=str(tmp_path / 'folder'), pipeline=pipeline)
-    stats = dict(num_classes=1, mean=[99] * 3, std=[50] * 3, to_rgb=True)
-    cfg = Config(dict(default_scope='mmpretrain', data_preprocessor=stats, train_dataloader=dict(dataset=data)))
-    enter_scope(cfg)
-    files, failures = save_pictures(cfg, 'train', str(tmp_path / 'cls'))
-    assert len(files) == 2 and not failures
-    raw, network = (np.float32(Image.open(file)) for file in files)
-    assert np.abs(raw - network).mean() < 2
