@@ -117,9 +117,9 @@ def read_image(path: str, load: Callable[[str], np.ndarray] | None = None) -> np
         if load is None:
             raise UsageError(f'{path} cannot be read as an image ({error})') from error
         image = None
-    if image is None and load is None:
-        raise UsageError(f'{path} cannot be read as an image')
     if image is None:
+        if load is None:
+            raise UsageError(f'{path} cannot be read as an image')
         try:
             return _as_picture(load(path))
         except Exception as error:

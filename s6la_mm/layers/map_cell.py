@@ -86,7 +86,7 @@ class StateRead(nn.Conv2d):
     def scale(self, factor: Tensor) -> None:
         """Scales the channels of what is read, for good, as the folding of a norm behind it does."""
         weight = self.weight * factor.view(-1, 1, 1, 1)
-        self.weight = nn.Parameter(weight, self.weight.requires_grad)
+        self.register_parameter('weight', nn.Parameter(weight, self.weight.requires_grad))
 
     def contribution(self, h: Tensor) -> Tensor:
         """What is read, (batch, channels, H', W'), without the block's own convolution."""
