@@ -24,7 +24,8 @@ diff "$work/before" "$work/after" || { say 'error: installing changed other pack
 (cd "$work" && "$venv/bin/python" -W ignore -m s6la_mm.collect_env)
 
 say 'tests'
-cp "$("$venv/bin/python" -W ignore -c 'import s6la_mm._ext as e; print(e.__file__)')" "$work/clone/s6la_mm/"
+"$venv/bin/python" -m zipfile -e "$work"/s6la_mm-*.whl "$work/wheel"
+cp "$work"/wheel/s6la_mm/_ext*.so "$work/clone/s6la_mm/"
 cd "$work/clone"
 export PYTHONPATH=$PWD OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} S6LA_REQUIRE_OPS=1
 "$venv/bin/python" -m pytest -n auto --maxprocesses 8 --dist loadfile "$@" | tee "$work/tests.log"
