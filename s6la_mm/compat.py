@@ -96,10 +96,24 @@ def _is_autocast_enabled(device_type: str) -> bool:
     return torch.is_autocast_cpu_enabled() if device_type == 'cpu' else torch.is_autocast_enabled()
 
 
+class _FlopCounterMode(flop_counter.FlopCounterMode):
+    """Of forward passes. torch's own hooks rewrap what a module gets: an FPN got its maps as so many arguments."""
+
+    def _enter_module(self, name: str) -> Callable:
+        return lambda module, inputs: self.parents.append(name)
+
+    def _exit_module(self, name: str) -> Callable:
+        def leave(module: nn.Module, inputs: Any, outputs: Any) -> None:
+            self.parents.pop()
+
+        return leave
+
+
 def flop_counter_mode(model: nn.Module) -> flop_counter.FlopCounterMode:
     """One that counts by the modules of ``model``; since torch 2.4 it finds them itself."""
-    mods = model if TORCH < (2, 4) else None
-    return flop_counter.FlopCounterMode(mods, display=False)
+    if TORCH < (2, 4):
+        return _FlopCounterMode(model, display=False)
+    return flop_counter.FlopCounterMode(display=False)
 
 
 def unfused_attention() -> AbstractContextManager:

@@ -17,6 +17,9 @@ def since(major: int, minor: int, what: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(TORCH < (major, minor), reason=f'needs torch {major}.{minor} or newer: {what}')
 
 
+HALF_ON_CPU = pytest.param(torch.float16, marks=since(2, 4, 'float16 layers, and autocast to it, on the CPU'))
+
+
 def load(path: Path | str) -> Any:
     """As the tools load: no code in the file is run, and a caller cannot ask for less."""
     with weights_only():

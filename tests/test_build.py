@@ -267,6 +267,7 @@ def test_mathematics_headers_come_from_cpath_or_pip(cuda_torch, tmp_path, monkey
     from_cpath = build.find_facts({'CPATH': f'{tmp_path}:{include}'})
     assert from_cpath.cuda_includes == from_cpath.cuda_missing == ()  # the compiler reads CPATH itself
     monkeypatch.delitem(sys.modules, 'nvidia')
+    (tmp_path / 'nvidia' / '__init__.py').touch()  # as that of CUDA 12, which would come before a folder without one
     monkeypatch.syspath_prepend(str(tmp_path))
     from_pip = build.find_facts({})
     assert from_pip.cuda_includes == (include,) and from_pip.cuda_missing == ()

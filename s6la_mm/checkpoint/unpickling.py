@@ -126,7 +126,7 @@ def _refuse_torchscript(file: Any) -> None:
     position = None if is_path else file.tell()
     try:
         reader = torch._C.PyTorchFileReader(str(file) if is_path else file)
-    except RuntimeError:  # no zip archive of torch's
+    except (RuntimeError, ValueError):  # no zip archive of torch's; of few bytes in memory a ValueError
         return
     finally:
         if not is_path:

@@ -9,6 +9,7 @@ import torch
 from forked import Forked
 from mmdet.models.backbones import ResNet
 from mmengine.model import BaseModule
+from releases import HALF_ON_CPU
 from torch import nn
 from torch.utils._pytree import tree_flatten
 
@@ -360,7 +361,7 @@ def test_bf16_autocast_in_evaluation(depth):
         assert 0 < (actual.float() - e).norm() < 0.02 * e.norm()
 
 
-@pytest.mark.parametrize('dtype', [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('dtype', [torch.float64, HALF_ON_CPU, torch.bfloat16])
 def test_cast_network(dtype):
     """``model.half()`` for inference, ``model.double()`` for checks."""
     network = with_readers(build(18, out_state=True)).eval()

@@ -7,14 +7,13 @@ import pytest
 import torch
 from mmengine.model import BaseModule, Sequential
 from op_inputs import EPS, oracle_update
-from releases import since
+from releases import HALF_ON_CPU
 from torch import nn
 from torch.nn.utils import prune
 
 from s6la_mm.layers import S6LAMapCell, StateRead, pool_state
 from s6la_mm.ops import DISCRETIZATIONS
 
-HALF_CELLS = [pytest.param(torch.float16, marks=since(2, 4, 'float16 layers on the CPU')), torch.bfloat16]
 INPUT_NORMS = ['rms', None]
 KAIMING = [
     dict(type='Kaiming', layer='Conv2d'),
@@ -88,7 +87,7 @@ def test_float64_cell_computes_in_float64(discretization, input_norm):
     torch.testing.assert_close(actual, oracle_cell(cell, x, h), rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize('dtype', HALF_CELLS)
+@pytest.mark.parametrize('dtype', [HALF_ON_CPU, torch.bfloat16])
 @pytest.mark.parametrize('input_norm', INPUT_NORMS)
 def test_half_cell(dtype, input_norm):
     """A model cast as a whole (``model.half()``), without autocast."""

@@ -6,13 +6,12 @@ import pytest
 import torch
 from mmengine.model import BaseModule, Sequential
 from op_inputs import EPS, oracle_update
-from releases import since
+from releases import HALF_ON_CPU
 from torch import nn
 
 from s6la_mm.layers import S6LATokenCell, StateCarry, TokenRead, summary_token
 from s6la_mm.ops import DISCRETIZATIONS
 
-HALF_CELLS = [pytest.param(torch.float16, marks=since(2, 4, 'float16 layers on the CPU')), torch.bfloat16]
 INPUT_NORMS = ['rms', None]
 
 
@@ -60,7 +59,7 @@ def test_cell_equals_oracle(discretization, input_norm, dtype):
     torch.testing.assert_close(actual.double(), oracle_cell(cell, o, h), rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize('dtype', HALF_CELLS)
+@pytest.mark.parametrize('dtype', [HALF_ON_CPU, torch.bfloat16])
 @pytest.mark.parametrize('input_norm', INPUT_NORMS)
 def test_half_cell_and_read(dtype, input_norm):
     """A model cast as a whole (``model.half()``), without autocast."""

@@ -20,14 +20,13 @@ from op_cases import (
     views,
 )
 from op_inputs import LAYOUTS, sample_inputs
-from releases import since
+from releases import HALF_ON_CPU, since
 from torch._dynamo.exc import BackendCompilerFailed
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from s6la_mm.backbones import S6LAResNet
 from s6la_mm.ops import DISCRETIZATIONS, selective_scan, selective_update
 
-HALF_ON_CPU = pytest.param(torch.float16, marks=since(2, 4, 'autocast to float16 on the CPU'))
 pytestmark = pytest.mark.parametrize('device', OP_DEVICES)
 
 

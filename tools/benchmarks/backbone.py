@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from unittest import mock
 
@@ -113,7 +114,8 @@ def build(name: str, arch: str, args: argparse.Namespace) -> tuple[nn.Module, to
 def step(backbone: nn.Module, images: torch.Tensor, args: argparse.Namespace, backward: bool) -> None:
     """One forward pass in inference mode, or one forward and backward pass in training mode."""
     backbone.train(backward)
-    autocast = torch.autocast(images.device.type, getattr(torch, args.dtype), enabled=args.dtype != 'float32')
+    is_float32 = args.dtype == 'float32'
+    autocast = nullcontext() if is_float32 else torch.autocast(images.device.type, getattr(torch, args.dtype))
     with torch.inference_mode(not backward), autocast:
         outs = backbone(images)
     if backward:

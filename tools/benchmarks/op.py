@@ -119,7 +119,8 @@ def why_not(name: str, args: argparse.Namespace, layout: str, dtype: str) -> str
     except Exception as error:
         if name != 'torch.compile':  # which lacks a compiler, inductor or Triton in ways of its own
             raise
-        return f'skipped: {type(error).__name__}: {str(error).strip().splitlines()[0]}'
+        reason = ' '.join(str(error).strip().split('\n\n')[0].split())  # torch 2.1 has it on a second line
+        return f'skipped: {type(error).__name__}: {reason}'
     return None
 
 
