@@ -7,13 +7,13 @@ around it.
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
 from mmengine import registry as mmengine_registry
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import DefaultScope, Registry
-from mmengine.utils import is_installed
 
 SCOPE = 's6la_mm'
 
@@ -33,8 +33,11 @@ class SurroundingRegistry(Registry):
 
 # mmengine asks for a distribution of this name, and without one where the module is, as it must for editable installs.
 MODULE2PACKAGE[SCOPE] = __name__
-if find_spec('mmseg') and not is_installed(MODULE2PACKAGE['mmseg']):  # the fork: onedl-mmsegmentation
-    MODULE2PACKAGE['mmseg'] = 'mmseg'
+try:
+    version(MODULE2PACKAGE['mmseg'])
+except PackageNotFoundError:  # the fork's is onedl-mmsegmentation, which onedl-mmengine's table does not know
+    if find_spec('mmseg'):
+        MODULE2PACKAGE['mmseg'] = 'mmseg'
 for _parent in [entry for entry in vars(mmengine_registry).values() if isinstance(entry, Registry)]:
     if _parent.parent is None and SCOPE not in _parent.children:
         SurroundingRegistry(_parent.name, parent=_parent, scope=SCOPE, locations=[__name__])
