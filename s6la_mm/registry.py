@@ -7,7 +7,7 @@ around it.
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from typing import Any
 
@@ -34,7 +34,7 @@ class SurroundingRegistry(Registry):
 # mmengine asks for a distribution of this name, and without one where the module is, as it must for editable installs.
 MODULE2PACKAGE[SCOPE] = __name__
 try:
-    version(MODULE2PACKAGE['mmseg'])
+    distribution(MODULE2PACKAGE['mmseg'])
 except PackageNotFoundError:  # the fork's is onedl-mmsegmentation, which onedl-mmengine's table does not know
     if find_spec('mmseg'):
         MODULE2PACKAGE['mmseg'] = 'mmseg'
