@@ -25,10 +25,9 @@ def s6la_wrap_policy(
 ) -> bool:
     """Makes each S6LA backbone one unit of FSDP, and necks another; the heads stay with the whole model.
 
-    A backbone reads the weights of a stage's cell and of its blocks outside of their own forward passes: the write and
-    the next block's first convolution are one (``S6LAMapCell.project_with``), and a transformer's blocks call the cell
-    of their stage. A unit for each block would find them not gathered. Heads are called by ``loss`` and ``predict``,
-    not as modules.
+    A convolutional backbone reads the weights of a stage's cell and of its blocks outside of their own forward passes:
+    the write and the next block's first convolution are one (``S6LAMapCell.project_with``). A unit for each block would
+    find them not gathered. Heads are called by ``loss`` and ``predict``, not as modules.
 
     Args:
         module (nn.Module): A module of the model.
