@@ -62,7 +62,7 @@ def test_builds_under_a_detectors_scope(scope):
 def test_without_mmpretrain(monkeypatch):
     monkeypatch.setitem(sys.modules, 'mmpretrain', None)
     SimpleFPN(8, norm_cfg=GN)
-    with pytest.raises(ImportError, match=r'SimpleFPN with norm_cfg=.*LN2d.* needs mmpretrain.*pip install .*mmpretrain'):
+    with pytest.raises(ImportError, match=r'SimpleFPN with norm_cfg=.*LN2d.* needs mmpretrain.*pip .*mmpretrain'):
         SimpleFPN(8)
 
 
