@@ -32,7 +32,7 @@ class StateStage(Sequential):
         Args:
             x (Tensor): What the stage before made.
             layer (Callable, optional): Computes a block's output from its index, the block and its input. Defaults to
-                None: the block alone does.
+                None: the block alone does, if it takes a feature map alone.
 
         Returns:
             Tensor: The output of the last block.

@@ -30,6 +30,11 @@ from .errors import UsageError
 from .fonts import make_legible
 from .model_configs import classes_of_heads, describe_class_names
 
+# What draws predictions and annotations, where a config does not say it.
+_VISUALIZERS = dict(
+    mmdet='mmdet.DetLocalVisualizer', mmseg='mmseg.SegLocalVisualizer', mmpretrain='mmpretrain.UniversalVisualizer'
+)
+
 
 def init_model(cfg: Config, checkpoint: str, device: str | None = None) -> nn.Module:
     """Builds the model of a config and loads its weights, without running code that their file may hold.
@@ -57,7 +62,7 @@ def init_model(cfg: Config, checkpoint: str, device: str | None = None) -> nn.Mo
     enter_scope(cfg)
     cfg = copy.deepcopy(cfg)
     cfg.default_scope = scope  # mmseg takes no None
-    if 'test_dataloader' in cfg:  # of which mmdet takes the colours: wrappers would read the annotations first
+    if cfg.get('test_dataloader'):  # of which mmdet takes the colours: wrappers would read the annotations first
         dataset = cfg.test_dataloader.dataset = next(datasets_of(cfg.test_dataloader.dataset))
         if scope == 'mmpretrain' and not isinstance(dataset.type, str):  # which looks it up by name
             dataset.type = f'{home_of(dataset.type)}.{type_name(dataset)}'
@@ -148,11 +153,12 @@ def build_visualizer(cfg: Config, dataset_meta: dict) -> Visualizer:
     """Builds the visualizer of a config, which writes nothing but the files that it is told to.
 
     Args:
-        cfg (Config): A config with ``visualizer``.
+        cfg (Config): A config; without ``visualizer`` it is the one that its scope has for pictures.
         dataset_meta (dict): Classes and colours. Where the heads have more classes, those get their numbers as names.
     """
     name = f'visualizer_{time.time_ns()}'  # mmengine would return one whose name it knows
-    visualizer = VISUALIZERS.build({**cfg.visualizer, 'vis_backends': None, 'name': name})
+    own = cfg.get('visualizer') or dict(type=_VISUALIZERS[package_of(cfg)])
+    visualizer = VISUALIZERS.build({**own, 'vis_backends': None, 'name': name})
     visualizer.dataset_meta = _with_all_names(dataset_meta, classes_of_heads(cfg.get('model')))
     return make_legible(visualizer)
 

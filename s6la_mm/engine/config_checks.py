@@ -53,8 +53,7 @@ def class_problems(model: nn.Module, metainfo: Mapping[str, Mapping[str, Any]]) 
 
 def _mismatches(model: nn.Module, info: Mapping[str, Any]) -> Iterator[tuple[str, str, int, Sequence[str]]]:
     """Path of a head, the name and value of its option, and the classes that it should have."""
-    # One finds objects of whatever class, the other those that a text names.
-    if any(base.__name__ == 'RPN' for base in type(model).__mro__) or hasattr(model, 'language_model'):
+    if not learns_the_classes(model):
         return
     is_panoptic = 'thing_classes' in info
     for path, module in model.named_modules():
@@ -72,8 +71,22 @@ def _mismatches(model: nn.Module, info: Mapping[str, Any]) -> Iterator[tuple[str
             wanted = dict(num_classes=info['thing_classes'] if is_panoptic else info['classes'])
         for key, names in wanted.items():
             number = vars(module).get(key)  # what is the same for all of a class is no option
+            if len(names) == 2 and getattr(module, 'out_channels', None) == 1:
+                continue  # the one class against the other, by a threshold
             if isinstance(number, int) and number != len(names):
                 yield path, key, number, names
+
+
+def learns_the_classes(model: nn.Module) -> bool:
+    """Whether a model tells the classes of its data apart: no proposals, tracking, or objects that a text names."""
+    names = {base.__name__ for base in type(model).__mro__}
+    return not names & {'RPN', 'BaseMOTModel'} and not hasattr(model, 'language_model')
+
+
+def metainfo_of(dataset: Any) -> Mapping[str, Any]:
+    """What a data set says of itself; of several joined ones that differ the first, of others nothing."""
+    info = getattr(dataset, 'metainfo', None) or {}
+    return info if isinstance(info, Mapping) else info[0]
 
 
 def _has_plain_loss(head: nn.Module) -> bool:
@@ -90,7 +103,8 @@ def metric_problems(metrics: Sequence[BaseMetric], classes: Sequence[str]) -> li
     """
     problems = []
     for metric in metrics:
-        content = getattr(getattr(metric, '_coco_api', None), 'dataset', None) or {}
+        api = getattr(metric, '_coco_api', None) or getattr(metric, '_lvis_api', None)
+        content = getattr(api, 'dataset', None) or {}
         known = {category['name'] for category in content.get('categories', ())}
         unknown = [name for name in classes if name not in known] if known else []
         if unknown:
@@ -112,7 +126,7 @@ def file_problems(split: str, dataset: Any) -> list[str]:
     """
     problems = []
     for part in datasets_of(dataset):
-        classes, found = part.metainfo.get('classes') or (), getattr(part, 'cat_ids', None)
+        classes, found = metainfo_of(part).get('classes') or (), getattr(part, 'cat_ids', None)
         if found is not None and not isinstance(classes, str) and len(found) < len(classes):
             problems.append(f'{part.ann_file} has categories for {len(found)} of the {len(classes)} {split} classes')
     return problems
@@ -141,7 +155,7 @@ def learning_rate_advice(cfg: Config, processes: int) -> str | None:
         >>> cfg = Config(dict(auto_scale_lr=dict(base_batch_size=16), train_dataloader=dict(batch_size=2)))
         >>> learning_rate_advice(cfg, 8)
         >>> learning_rate_advice(cfg, 1)
-        'the learning rate is meant for batches of 16 images, 1 x 2 are 2: train with --auto-scale-lr'
+        'the learning rate is meant for batches of 16 images, 1 x 2 are 2: train with --auto-scale-lr, or scale it'
     """
     scaling = cfg.get('auto_scale_lr') or {}
     base, loader = scaling.get('base_batch_size'), cfg.train_dataloader
@@ -153,5 +167,5 @@ def learning_rate_advice(cfg: Config, processes: int) -> str | None:
         return None
     return (
         f'the learning rate is meant for batches of {base} images, {processes} x {images} are {processes * images}: '
-        'train with --auto-scale-lr'
+        'train with --auto-scale-lr, or scale it'
     )

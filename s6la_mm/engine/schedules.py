@@ -90,7 +90,10 @@ def _differences_of_optimizers(wrapper: Any, saved: Any) -> Iterator[str]:
             )
         found: dict[str, str] = {}
         for group, group_there in zip(own, there):
-            numbers = {key: value for key, value in group.items() if _is_setting(key, value)}
+            # A scheduler of the momentum writes the first of Adam's betas, and notes it under a name of its own.
+            moved = {'betas'} if 'initial_momentum' in {**group, **group_there} else set()
+            defaults = part.optimizer.defaults.keys() - moved
+            numbers = {key: value for key, value in group.items() if key in defaults and _is_setting(key, value)}
             lacking = numbers.keys() - group_there.keys()
             if lacking:
                 raise UsageError(

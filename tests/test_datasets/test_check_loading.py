@@ -163,7 +163,7 @@ def test_lvis_and_panoptic_without_their_packages(tmp_path):
     for i in range(2):
         Image.fromarray(ids).save(tmp_path / f'segments/{i}.png')
     report = check(train=data)
-    assert not errors(report) and report.classes[0].amounts == dict(cat=2 + 2 * 640, dog=2 * 640)
+    assert not errors(report) and report.classes[0].amounts == dict(cat=2 * 640, dog=2 * 640)
     (tmp_path / 'segments/1.png').unlink()
     assert errors(check(train=data)) == {'missing-label-map'}
 
@@ -217,6 +217,13 @@ def test_openmmlab_format_and_unknown_types(tmp_path):
         def get_data_info(self, index: int) -> dict:
             return dict(img_path=self.files[index])
 
+    objects = [dict(bbox=np.array([1, 1, 9, 9], np.float32), bbox_label=np.int64(0), mask=np.ones(6))]
+    OwnDataset.METAINFO = OwnDataset.metainfo = dict(classes=NAMES)
+    entry_of = OwnDataset.get_data_info
+    OwnDataset.get_data_info = lambda self, index: dict(entry_of(self, index), instances=objects)
+    report = check(train=dict(type='OwnDataset', files=[str(tmp_path / 'a.png')]))
+    assert not errors(report) and report.classes[0].amounts == dict(cat=1)
+    OwnDataset.get_data_info = entry_of
     report = check(train=dict(type='OwnDataset', files=[str(tmp_path / name) for name in ('a.png', 'b.png')]))
     assert errors(report) == {'missing-image'} and report.images == 2
     del OwnDataset.get_data_info

@@ -23,6 +23,7 @@ from s6la_mm.engine.config_checks import (
     decayed_state,
     file_problems,
     learning_rate_advice,
+    metainfo_of,
     metric_problems,
 )
 
@@ -55,6 +56,22 @@ def build(name: str, **changes: object) -> torch.nn.Module:
     cfg.model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))  # as the runner does
     with on_meta_device(), DefaultScope.overwrite_default_scope(cfg.default_scope):
         return MODELS.build(cfg.model)
+
+
+def test_what_says_nothing_of_classes():
+    assert (
+        metainfo_of(SimpleNamespace(metainfo=[NAMES[2], NAMES[80]])) == NAMES[2]
+    )  # mmdet's of joined ones that differ
+    assert metainfo_of([1, 2]) == {} and file_problems('train', [1, 2]) == []
+    tracker = type('Tracker', (type('BaseMOTModel', (torch.nn.Module,), {}),), {})()
+    tracker.head = torch.nn.Identity()
+    tracker.head.num_classes = 1
+    assert class_problems(tracker, dict(val=NAMES[80])) == []
+    binary = torch.nn.ModuleDict(dict(decode_head=torch.nn.Identity()))
+    binary.decode_head.num_classes = 1
+    assert len(class_problems(binary, dict(train=NAMES[2]))) == 1
+    binary.decode_head.out_channels = 1
+    assert class_problems(binary, dict(train=NAMES[2])) == []
 
 
 def heads(problems: list[str]) -> set[str]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from test_loops import KillAt, Recorder, assert_same
@@ -16,6 +17,7 @@ from toy_runner import ToyMetric
 
 from s6la_mm.common.errors import UsageError
 from s6la_mm.engine import find_last_good
+from s6la_mm.engine.schedules import _differences_of_optimizers
 
 METRICS = [0.5, 0.5, 0.7, 0.6, 0.6, 0.6, 0.65, 0.6, 0.6, 0.6]  # of the evaluations at iterations 3, 6, …
 
@@ -178,3 +180,15 @@ def test_the_log_says_whose_schedule_counts(tmp_path, capsys):
     groups = dict(paramwise_cfg=dict(norm_decay_mult=0), optimizer=dict(type='AdamW', lr=1e-2, weight_decay=0.05))
     with pytest.raises(UsageError, match=r'has 1 groups of parameters, \d+ in the config'):
         resume_with(tmp_path, capsys, optim_wrapper=dict(type='OptimWrapper', **groups))
+
+
+def test_betas_that_a_scheduler_moved_are_no_other_schedule():
+    def wrapper(**group: float) -> OptimWrapper:
+        optimizer = torch.optim.AdamW(nn.Linear(1, 1).parameters(), lr=0.1)
+        optimizer.param_groups[0].update(group)
+        return OptimWrapper(optimizer)
+
+    saved = wrapper(initial_momentum=0.9, momentum=0.85, betas=(0.85, 0.999)).state_dict()
+    assert not list(_differences_of_optimizers(wrapper(initial_momentum=0.9, momentum=0.9), saved))
+    assert not list(_differences_of_optimizers(wrapper(initial_momentum=0.9, momentum=0.9), wrapper().state_dict()))
+    assert list(_differences_of_optimizers(wrapper(), wrapper(weight_decay=0.5).state_dict()))

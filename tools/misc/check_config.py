@@ -102,6 +102,10 @@ def bytes_of(node: object) -> int:
 def check_shared_memory(cfg: Config, batch: int) -> None:
     """Compares what the workers of the training will hand over with the size of /dev/shm.
 
+    Args:
+        cfg (Config): The training's.
+        batch (int): Bytes of a batch, of all processes that share the folder.
+
     Raises:
         UsageError: If it is too small.
     """
@@ -208,6 +212,8 @@ def evaluate(evaluator: Evaluator, batch: dict, results: list, cfg: Config) -> N
     Raises:
         UsageError: If that fails, or hooks wait for a metric that is not among them.
     """
+    if hasattr(evaluator, 'dataset_prefixes'):  # a metric for each of several data sets: the batch is of the first
+        return
     for metric in evaluator.metrics:
         if getattr(metric, 'outfile_prefix', None):
             metric.outfile_prefix = osp.join(cfg.work_dir, 'results')
@@ -248,7 +254,8 @@ def main() -> None:
             per_image, images = predict(cfg, runner)
             print(f'predicted  {per_image:.2f} s an image; {images} images: {_duration(per_image * images)}')
         report_cost(full, runner, peak, size, args.processes)
-        check_shared_memory(full, batches.largest)
+        on_this_node = min(args.processes, torch.cuda.device_count() or args.processes)
+        check_shared_memory(full, batches.largest * on_this_node)
     advice = learning_rate_advice(full, args.processes)
     if advice:
         print(f'warning: {advice}, or say --processes')

@@ -167,7 +167,9 @@ class DatasetCheck:
         self.findings += check_xml(loaded)
         self.counts.add_classes(loaded.classes)
         self.counts.annotated |= loaded.loads_annotations and any('instances' in entry for entry in loaded.entries)
-        for entry, detail in self.counts.add_entries(loaded.classes, loaded.entries):
+        maps = LabelMapCheck(loaded)  # those of panoptic data sets have all pixels, of things as well
+        entries = [entry for entry in loaded.entries if not ('segments_info' in entry and maps.applies(entry))]
+        for entry, detail in self.counts.add_entries(loaded.classes, entries):
             self.findings.append(Finding('label-out-of-range', self.split, name_of(entry), detail))
         self.check_images(decode)
         self.check_label_maps()
@@ -260,14 +262,15 @@ def leakage(train: list[ImageFile], held_out: list[ImageFile], split: str) -> It
     paths = {osp.realpath(file.path) for file in train}
     by_length = defaultdict(list)
     for file in train:
-        if file.num_bytes:
+        if file.num_bytes and osp.isfile(file.path):  # what is elsewhere is not fetched for this
             by_length[file.num_bytes].append(file.path)
     digest = functools.cache(content_hash)
     for file in held_out:
         if osp.realpath(file.path) in paths:
             yield Finding('leakage', split, file.path, 'the same file is in train')
             continue
-        twins = [path for path in by_length.get(file.num_bytes, ()) if digest(path) == digest(file.path)]
+        local = by_length if osp.isfile(file.path) else {}
+        twins = [path for path in local.get(file.num_bytes, ()) if digest(path) == digest(file.path)]
         if twins:
             yield Finding('leakage', split, file.path, f'the content of {twins[0]} in train')
 

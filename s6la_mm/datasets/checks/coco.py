@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmengine.registry import METRICS
 
-from ...config_types import find_type
+from ...config_types import find_type, type_name
 from .findings import Finding
 
 if TYPE_CHECKING:
@@ -188,6 +188,10 @@ def check_evaluator(evaluator: Any, path: str, entries: Sequence[dict], split: s
         entries (Sequence[dict]): What the data set gives.
         split (str): Name of the split in findings.
     """
+    if (
+        isinstance(evaluator, dict) and type_name(evaluator) == 'MultiDatasetsEvaluator'
+    ):  # a metric for each of several data sets
+        return
     for _, metric in metrics_of(evaluator):
         file = metric.get('ann_file')
         if not isinstance(file, str) or '://' in file or osp.realpath(file) == osp.realpath(path):
@@ -201,7 +205,7 @@ def check_evaluator(evaluator: Any, path: str, entries: Sequence[dict], split: s
         else:
             unknown = [entry['img_id'] for entry in entries if entry['img_id'] not in known]
             if unknown:
-                detail = f'it has no image {unknown[0]!r}, which is in {path}, nor {len(unknown) - 1} others'
+                detail = f'it lacks {len(unknown)} images of {path}, the first is {unknown[0]!r}'
                 yield Finding('evaluator-file', split, file, detail)
 
 

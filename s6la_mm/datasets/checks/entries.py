@@ -63,10 +63,11 @@ def check_objects(loaded: LoadedDataset, with_mask: bool, has_coco_file: bool) -
         size = (entry.get('width') or np.inf, entry.get('height') or np.inf)
         for number, instance in enumerate(entry.get('instances', ())):
             where = f'object {number} of {name_of(entry)}'
-            if with_mask and not instance.get('mask') and 'segments_info' not in entry:
+            mask = instance.get('mask')
+            if with_mask and (mask is None or not len(mask)) and 'segments_info' not in entry:
                 yield Finding('missing-mask', loaded.split, where)
             # CrowdHuman's boxes of whole people, beside those of what is seen of them, may leave the image.
-            box = list(instance.get('bbox') or ())
+            box = np.ravel(instance.get('bbox', ())).tolist()
             if instance.get('ignore_flag') or 'vbox' in instance or len(box) != 4:
                 continue
             if all(isinstance(value, (int, float)) for value in box):
@@ -94,8 +95,8 @@ def _other_files(loaded: LoadedDataset) -> Iterator[Finding]:
     """Image files in a folder of which a data set loads those with its suffix."""
     built: Any = loaded.built
     suffix = getattr(built, 'img_suffix', None) or getattr(built, 'extensions', None)  # of mmseg, of mmpretrain
-    prefix = getattr(built, 'data_prefix', None) or {}
-    folder = prefix.get('img_path') or ''
+    prefix = getattr(built, 'data_prefix', None)
+    folder = (prefix.get('img_path') if isinstance(prefix, dict) else None) or ''
     ann_file = getattr(built, 'ann_file', None)
     if not suffix or not osp.isdir(folder) or (ann_file and not osp.isdir(ann_file)):
         return
@@ -108,7 +109,7 @@ def _other_files(loaded: LoadedDataset) -> Iterator[Finding]:
                 continue
             if isinstance(suffix, str) and name.lower().endswith(suffix.lower()) and not name.endswith(suffix):
                 yield Finding('wrong-suffix', loaded.split, path, f'img_suffix is {suffix!r}')
-            else:
+            elif not name.endswith(suffix if isinstance(suffix, str) else tuple(suffix)):
                 others[osp.splitext(name)[1]] += 1
     for other, count in others.items():
         detail = f'{count} files that end in {other}, it loads {suffix}'

@@ -15,15 +15,10 @@ from mmengine.structures import BaseDataElement
 
 from ...common.configs import package_of
 from ...common.inference import build_visualizer
+from ...engine.config_checks import metainfo_of
 from .image_files import ImageLoader
 from .loading import flat
 
-# What draws a sample, where the config does not say it.
-_VISUALIZERS = dict(
-    DetDataSample='mmdet.DetLocalVisualizer',
-    SegDataSample='mmseg.SegLocalVisualizer',
-    DataSample='mmpretrain.UniversalVisualizer',
-)
 _META_KEYS = ('img_path', 'ori_shape', 'img_shape')
 
 
@@ -47,7 +42,7 @@ def save_pictures(cfg: Config, split: str, folder: str, number: int = 4) -> tupl
             path = osp.join(folder, f'{split}_{index}_{view}.jpg')
             try:
                 image, sample = draw(dataset, index, preprocessor, split == 'train')
-                _draw(cfg, dataset.metainfo, image, sample, path)
+                _draw(cfg, metainfo_of(dataset), image, sample, path)
                 files.append(path)
             except Exception as error:  # of whatever transform: the others are drawn
                 failures.append(f'{path}: {type(error).__name__}: {error}')
@@ -114,8 +109,6 @@ def _for_drawing(image: torch.Tensor) -> np.ndarray:
 
 
 def _draw(cfg: Config, metainfo: dict, image: np.ndarray, sample: BaseDataElement, path: str) -> None:
-    if 'visualizer' not in cfg:
-        cfg = Config(dict(visualizer=dict(type=_VISUALIZERS[type(sample).__name__])))
     visualizer = build_visualizer(cfg, metainfo)
     if hasattr(visualizer, 'visualize_cls'):
         visualizer.visualize_cls(image, sample, draw_pred=False, out_file=path, resize=max(224, min(image.shape[:2])))

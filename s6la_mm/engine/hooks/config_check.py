@@ -13,7 +13,14 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from ...common.errors import UsageError
-from ..config_checks import class_problems, file_problems, learning_rate_advice, metric_problems
+from ..config_checks import (
+    class_problems,
+    file_problems,
+    learning_rate_advice,
+    learns_the_classes,
+    metainfo_of,
+    metric_problems,
+)
 
 
 @HOOKS.register_module()
@@ -37,11 +44,13 @@ class ConfigCheckHook(Hook):
         metrics: list[BaseMetric] = []
         if runner.val_loop is not None:
             loaders['val'] = runner.val_dataloader
-            metrics = runner.val_evaluator.metrics
-        metainfo = {split: getattr(loader.dataset, 'metainfo', {}) for split, loader in loaders.items()}
+            if not hasattr(runner.val_evaluator, 'dataset_prefixes'):  # a metric for each of several data sets
+                metrics = runner.val_evaluator.metrics
+        metainfo = {split: metainfo_of(loader.dataset) for split, loader in loaders.items()}
         problems = class_problems(model, metainfo)
-        problems += [text for split, loader in loaders.items() for text in file_problems(split, loader.dataset)]
-        problems += metric_problems(metrics, metainfo.get('val', {}).get('classes') or ())
+        if learns_the_classes(model):
+            problems += [text for split, loader in loaders.items() for text in file_problems(split, loader.dataset)]
+            problems += metric_problems(metrics, metainfo.get('val', {}).get('classes') or ())
         if problems:
             raise UsageError(
                 f"{'; '.join(problems)}: set num_classes of the heads to the data's, or metainfo=dict(classes=...) of "
