@@ -157,7 +157,7 @@ def build_visualizer(cfg: Config, dataset_meta: dict) -> Visualizer:
         dataset_meta (dict): Classes and colours. Where the heads have more classes, those get their numbers as names.
     """
     name = f'visualizer_{time.time_ns()}'  # mmengine would return one whose name it knows
-    own = cfg.get('visualizer') or dict(type=_VISUALIZERS[package_of(cfg)])
+    own = cfg.get('visualizer') or dict(type=_VISUALIZERS.get(package_of(cfg) or '', 'Visualizer'))
     visualizer = VISUALIZERS.build({**own, 'vis_backends': None, 'name': name})
     visualizer.dataset_meta = _with_all_names(dataset_meta, classes_of_heads(cfg.get('model')))
     return make_legible(visualizer)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
 
 import numpy as np
 
@@ -62,7 +61,7 @@ class ClassCounts:
                 labels, unit = np.ravel(entry['gt_label']).tolist(), ''
             else:
                 continue
-            counts = Counter(label for label in labels if isinstance(label, Integral))
+            counts = Counter(int(label) for label in labels if isinstance(label, (int, np.integer)))
             self.annotated |= 'gt_label' in entry and bool(counts)
             self.add(classes, counts, unit)
             for label in counts:

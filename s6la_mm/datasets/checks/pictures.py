@@ -42,7 +42,7 @@ def save_pictures(cfg: Config, split: str, folder: str, number: int = 4) -> tupl
             path = osp.join(folder, f'{split}_{index}_{view}.jpg')
             try:
                 image, sample = draw(dataset, index, preprocessor, split == 'train')
-                _draw(cfg, metainfo_of(dataset), image, sample, path)
+                _draw(cfg, dict(metainfo_of(dataset)), image, sample, path)
                 files.append(path)
             except Exception as error:  # of whatever transform: the others are drawn
                 failures.append(f'{path}: {type(error).__name__}: {error}')
