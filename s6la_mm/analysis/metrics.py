@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 
 from mmengine.config import Config
 
+from ..common.configs import hooks_of
+
 # What mmengine logs beside them; StateMonitorHook's curves begin with s6la/.
 _NO_METRICS = {'step', 'iter', 'epoch', 'time', 'data_time', 'memory', 'lr', 'base_lr', 'momentum', 'grad_norm'}
 # Of losses, errors and distances, such as those of depth estimation.
@@ -75,13 +77,8 @@ def best_of(values: Sequence[float], lower: bool) -> float:
 
 def _rules(cfg: Config) -> Iterator[tuple[str, str]]:
     schedulers = cfg.get('param_scheduler') or []
-    entries = [
-        *(schedulers if isinstance(schedulers, (list, tuple)) else [schedulers]),
-        *(cfg.get('custom_hooks') or []),
-        *(cfg.get('default_hooks') or {}).values(),
-    ]
-    for entry in entries:
-        if not entry or not entry.get('rule'):
+    for entry in [*(schedulers if isinstance(schedulers, (list, tuple)) else [schedulers]), *hooks_of(cfg)]:
+        if not entry.get('rule'):
             continue
         keys = entry.get('save_best') or entry.get('monitor') or []
         keys = [keys] if isinstance(keys, str) else keys

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import FunctionType
 from typing import Any
 
@@ -75,6 +75,17 @@ def entry(cfg: Config | dict, key: str, default: Any) -> Any:
     return cfg[key]
 
 
+def hooks_of(cfg: Config) -> list[dict]:
+    """The entries of all hooks of a config, but of those that are switched off.
+
+    Example:
+        >>> hooks_of(Config(dict(default_hooks=dict(timer=None), custom_hooks=[dict(type='EMAHook')])))
+        [{'type': 'EMAHook'}]
+    """
+    hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
+    return [hook for hook in hooks if isinstance(hook, dict)]
+
+
 def name_classes(cfg: Config) -> None:
     """Gives classes and functions in a config, in place, the form that can be written to a file and read elsewhere.
 
@@ -103,6 +114,11 @@ def _with_names(node: Any) -> Any:
     return node
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model under a wrapper for several processes, or the model itself."""
+    return model.module if is_model_wrapper(model) else model
+
+
 def build_model(cfg: Config) -> nn.Module:
     """Builds the model of a config for evaluation, without loading weights."""
     enter_scope(cfg)
@@ -129,6 +145,12 @@ def datasets_of(dataset: Any) -> Iterator[Any]:
         yield dataset
     for part in inside or ():
         yield from datasets_of(part)
+
+
+def metainfo_of(dataset: Any) -> Mapping[str, Any]:
+    """What a data set says of itself; of several joined ones that differ the first, of others nothing."""
+    info = getattr(dataset, 'metainfo', None) or {}
+    return info if isinstance(info, Mapping) else info[0]
 
 
 def is_s6la(cfg: Config) -> bool:
@@ -212,7 +234,7 @@ def random_batch(
         objects (int): Objects in an image of a detector. Defaults to 7, about COCO's mean.
         channels (int): Channels of the images. Defaults to 3.
     """
-    model = model.module if is_model_wrapper(model) else model
+    model = unwrapped(model)
     height, width = shape
     if scope == 'mmdet':
         return _random_detections(model, batch, (channels, height, width), objects)

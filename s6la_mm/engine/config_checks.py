@@ -11,7 +11,7 @@ from mmengine.evaluator import BaseMetric
 from torch import nn
 from torch.optim import Optimizer
 
-from ..common.configs import datasets_of
+from ..common.configs import datasets_of, metainfo_of
 from ..common.model_configs import OTHER_CLASSES
 from ..optim import undecayed_parameters
 
@@ -81,12 +81,6 @@ def learns_the_classes(model: nn.Module) -> bool:
     """Whether a model tells the classes of its data apart: no proposals, tracking, or objects that a text names."""
     names = {base.__name__ for base in type(model).__mro__}
     return not names & {'RPN', 'BaseMOTModel'} and not hasattr(model, 'language_model')
-
-
-def metainfo_of(dataset: Any) -> Mapping[str, Any]:
-    """What a data set says of itself; of several joined ones that differ the first, of others nothing."""
-    info = getattr(dataset, 'metainfo', None) or {}
-    return info if isinstance(info, Mapping) else info[0]
 
 
 def _has_plain_loss(head: nn.Module) -> bool:

@@ -13,7 +13,7 @@ from mmengine.logging import print_log
 from mmengine.registry import HOOKS, LOOPS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 
-from ..common.configs import entry
+from ..common.configs import entry, hooks_of
 from ..common.files import put_back
 from ..config_types import find_type, type_name
 
@@ -115,9 +115,7 @@ def make_resumable(cfg: Config) -> None:
     hooks = entry(cfg, 'default_hooks', {})
     hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
     present = set()
-    for hook in [*hooks.values(), *(cfg.get('custom_hooks') or [])]:
-        if not isinstance(hook, dict):  # None if it is switched off
-            continue
+    for hook in hooks_of(cfg):
         kind = find_type(hook.get('type'), HOOKS, scope)
         if kind is CheckpointHook:
             hook['type'] = 'SafeCheckpointHook'

@@ -93,7 +93,7 @@ def _differences_of_optimizers(wrapper: Any, saved: Any) -> Iterator[str]:
             # A scheduler of the momentum writes the first of Adam's betas, and notes it under a name of its own.
             moved = {'betas'} if 'initial_momentum' in {**group, **group_there} else set()
             defaults = part.optimizer.defaults.keys() - moved
-            numbers = {key: value for key, value in group.items() if key in defaults and _is_setting(key, value)}
+            numbers = {key: value for key, value in group.items() if key in defaults and _is_setting(value)}
             lacking = numbers.keys() - group_there.keys()
             if lacking:
                 raise UsageError(
@@ -109,10 +109,10 @@ def _differences_of_optimizers(wrapper: Any, saved: Any) -> Iterator[str]:
         yield from found.values()
 
 
-def _is_setting(key: str, value: Any) -> bool:
-    """Whether a value of a parameter group is what a config sets; torch adds others in each release, with defaults."""
+def _is_setting(value: Any) -> bool:
+    """Whether an option of an optimizer is a number or several; torch adds others in each release, with defaults."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return (is_number or isinstance(value, tuple)) and not key.startswith('initial_')
+    return is_number or isinstance(value, tuple)
 
 
 def _what_the_config_decides(runner: Runner, checkpoint: dict) -> Iterator[str]:

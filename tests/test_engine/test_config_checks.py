@@ -16,14 +16,13 @@ from tool_runner import ROOT, load
 
 from s6la_mm.backbones import S6LAResNet
 from s6la_mm.backbones.architectures import on_meta_device
-from s6la_mm.common.configs import without_worker_options
+from s6la_mm.common.configs import metainfo_of, without_worker_options
 from s6la_mm.common.errors import UsageError
 from s6la_mm.engine.config_checks import (
     class_problems,
     decayed_state,
     file_problems,
     learning_rate_advice,
-    metainfo_of,
     metric_problems,
 )
 

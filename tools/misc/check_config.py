@@ -25,7 +25,7 @@ from s6la_mm.benchmarks.timing import PeakMemory
 from s6la_mm.checkpoint.matching import shortened
 from s6la_mm.checkpoint.reading import weights_only
 from s6la_mm.common.cli import add_cfg_options, clear_errors, load_config
-from s6la_mm.common.configs import entry, without_downloads
+from s6la_mm.common.configs import entry, hooks_of, without_downloads
 from s6la_mm.common.errors import UsageError
 from s6la_mm.config_types import type_name
 from s6la_mm.engine import ConfigCheckHook, build_runner, find_last_good, make_resumable
@@ -228,7 +228,7 @@ def evaluate(evaluator: Evaluator, batch: dict, results: list, cfg: Config) -> N
         reason = f'{type(error).__name__}: {error}'.partition('\n')[0]
         raise UsageError(f'val_evaluator ({metrics}) cannot evaluate the first batch: {reason}') from error
     wanted = []
-    for hook in filter(None, [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]):
+    for hook in hooks_of(cfg):
         best = hook.get('save_best')
         wanted += best if isinstance(best, (list, tuple)) else [best]
         wanted += [hook.get('monitor')] * type_name(hook).endswith('EarlyStoppingHook')

@@ -172,7 +172,7 @@ class DatasetCheck:
         for entry, detail in self.counts.add_entries(loaded.classes, entries):
             self.findings.append(Finding('label-out-of-range', self.split, name_of(entry), detail))
         self.check_images(decode)
-        self.check_label_maps()
+        self.check_label_maps(maps)
         known = self.files or any('img' in entry for entry in loaded.entries[:1])
         if not known and (loaded.entries or not hasattr(loaded.built, 'get_data_info')):
             self.findings.append(Finding('unchecked', self.split, loaded.type))
@@ -226,9 +226,8 @@ class DatasetCheck:
                 detail = f'{file.size[0]} x {file.size[1]}, the entry says {expected[0]} x {expected[1]}'
                 self.findings.append(Finding('size-mismatch', self.split, path, detail))
 
-    def check_label_maps(self) -> None:
+    def check_label_maps(self, check: LabelMapCheck) -> None:
         """Looks at the label maps that the pipeline loads, and counts their pixels."""
-        check = LabelMapCheck(self.loaded)
         files = {file.path: file for file in self.files}
         jobs = [
             (entry, files.get(name_of(entry)) or ImageFile(name_of(entry)))
@@ -252,7 +251,9 @@ def in_parallel(function: Callable, items: Sequence, workers: int) -> list:
 
 
 def content_hash(path: str) -> str:
-    """Digest of a file's bytes."""
+    """Digest of a file's bytes; the name of one that is elsewhere, which is not fetched for this."""
+    if not osp.isfile(path):
+        return path
     with open(path, 'rb') as file:
         return hashlib.md5(file.read()).hexdigest()  # file_digest came with Python 3.11
 
@@ -262,15 +263,14 @@ def leakage(train: list[ImageFile], held_out: list[ImageFile], split: str) -> It
     paths = {osp.realpath(file.path) for file in train}
     by_length = defaultdict(list)
     for file in train:
-        if file.num_bytes and osp.isfile(file.path):  # what is elsewhere is not fetched for this
+        if file.num_bytes:
             by_length[file.num_bytes].append(file.path)
     digest = functools.cache(content_hash)
     for file in held_out:
         if osp.realpath(file.path) in paths:
             yield Finding('leakage', split, file.path, 'the same file is in train')
             continue
-        local = by_length if osp.isfile(file.path) else {}
-        twins = [path for path in local.get(file.num_bytes, ()) if digest(path) == digest(file.path)]
+        twins = [path for path in by_length.get(file.num_bytes, ()) if digest(path) == digest(file.path)]
         if twins:
             yield Finding('leakage', split, file.path, f'the content of {twins[0]} in train')
 

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from ...common.cli import IMAGE_SUFFIXES
+from ...common.configs import metainfo_of
 from .coco import check_box, unused_names
 from .findings import Finding
 from .image_files import paths_of
@@ -25,7 +26,7 @@ def check_classes(loaded: LoadedDataset, metainfo: dict) -> Iterator[Finding]:
         loaded (LoadedDataset): The data set.
         metainfo (dict): As the config has it.
     """
-    classes = getattr(loaded.built, 'metainfo', {}).get('classes')
+    classes = metainfo_of(loaded.built).get('classes')
     if isinstance(classes, str):
         detail = f"write ('{classes}',) with a comma for one class; there is no file of this name with one a line"
         yield Finding('classes-no-list', loaded.split, f'classes={classes!r}', detail)

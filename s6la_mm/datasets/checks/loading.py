@@ -15,6 +15,7 @@ from mmengine.config import ConfigDict
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
+from ...common.configs import metainfo_of
 from ...config_types import type_name
 from .findings import Finding, in_words
 
@@ -55,7 +56,7 @@ class LoadedDataset:
     @property
     def classes(self) -> tuple[str, ...]:
         """The names of its classes; none if there is no list of them."""
-        classes = getattr(self.built, 'metainfo', {}).get('classes')
+        classes = metainfo_of(self.built).get('classes')
         return tuple(classes) if isinstance(classes, (list, tuple)) else ()
 
     @property

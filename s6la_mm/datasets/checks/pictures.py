@@ -13,9 +13,8 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, MODELS
 from mmengine.structures import BaseDataElement
 
-from ...common.configs import package_of
+from ...common.configs import metainfo_of, package_of
 from ...common.inference import build_visualizer
-from ...engine.config_checks import metainfo_of
 from .image_files import ImageLoader
 from .loading import flat
 

@@ -8,17 +8,16 @@ from mmengine.dist import get_world_size
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from ...common.configs import metainfo_of, unwrapped
 from ...common.errors import UsageError
 from ..config_checks import (
     class_problems,
     file_problems,
     learning_rate_advice,
     learns_the_classes,
-    metainfo_of,
     metric_problems,
 )
 
@@ -39,7 +38,7 @@ class ConfigCheckHook(Hook):
         Raises:
             UsageError: If something does not fit.
         """
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped(runner.model)
         loaders = dict(train=runner.train_dataloader)
         metrics: list[BaseMetric] = []
         if runner.val_loop is not None:

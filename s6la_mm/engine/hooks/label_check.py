@@ -14,11 +14,10 @@ from mmcv.transforms import LoadAnnotations
 from mmengine.dist import get_dist_info
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from ...common.configs import datasets_of
+from ...common.configs import datasets_of, unwrapped
 from ...common.errors import UsageError
 
 
@@ -39,7 +38,7 @@ class LabelCheckHook(Hook):
         Raises:
             UsageError: If there is a label that is neither a class nor ``ignore_index``; the message counts each.
         """
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped(runner.model)
         for dataset in datasets_of(runner.train_dataloader.dataset):
             check_labels(dataset, model.num_classes)
 
